@@ -1,0 +1,1 @@
+"""Luthier builds, tunes and voices language models. A run = model x tuning x objective x parallel plan."""
