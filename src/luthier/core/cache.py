@@ -1,0 +1,82 @@
+"""Keys and values of the tokens a causal model has already read, so that each new token costs one step only.
+
+One call of the model is `positions = cache.begin(rows, new, mask)`, then `cache.update(layer, k, v)` once in every layer.
+Rows may be padded on the left or between turns: `keys` says which stored positions are real, and a token's position is the number
+of real tokens before it in its row. Legend: B rows, G key heads, T new tokens, S stored tokens (the new ones included), K width of a head.
+"""
+
+import torch
+from torch import Tensor
+
+
+class Cache:
+    """Grows by doubling, so that a token costs no copy of what is stored; `capacity` is room for so many tokens from the start."""
+
+    def __init__(self, layers: int, capacity: int = 256) -> None:
+        self.length = 0
+        self.capacity = capacity
+        self.k: list[Tensor | None] = [None] * layers
+        self.v: list[Tensor | None] = [None] * layers
+        self._real_BS: Tensor | None = None  # (B, length); None while every stored position is real
+
+    @property
+    def keys(self) -> Tensor | None:
+        """(B, S) bool, True where a real token stands; None when all are real, so that no mask is needed."""
+        return self._real_BS
+
+    def begin(self, rows: int, new: int, mask_BT: Tensor | None = None) -> Tensor:
+        """Make room for `new` tokens in each row and return their positions: (1, T), or (B, T) when some row holds padding.
+
+        A padding token gets the position of the next real one in its row; nobody may look at it, so the value does not matter.
+        """
+        start, self.length = self.length, self.length + new
+        if mask_BT is not None and mask_BT.all():
+            mask_BT = None
+        if mask_BT is None and self._real_BS is None:
+            return torch.arange(start, self.length)[None]
+        device = mask_BT.device if mask_BT is not None else self._real_BS.device  # type: ignore[union-attr]
+        before_BS = self._real_BS if self._real_BS is not None else torch.ones(rows, start, dtype=torch.bool, device=device)
+        new_BT = mask_BT.bool() if mask_BT is not None else torch.ones(rows, new, dtype=torch.bool, device=device)
+        self._real_BS = torch.cat([before_BS, new_BT], dim=1)
+        return before_BS.sum(1, keepdim=True) + new_BT.cumsum(1) - new_BT.long()
+
+    def update(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one layer's new keys and values; returns views of everything stored: two of (B, G, S, K)."""
+        start = self.length - k_BGTK.shape[2]
+        assert start >= 0, "cache.begin comes before cache.update"
+        k, v = self._room(self.k, layer, k_BGTK, start), self._room(self.v, layer, v_BGTK, start)
+        k[:, :, start : self.length] = k_BGTK
+        v[:, :, start : self.length] = v_BGTK
+        return k[:, :, : self.length], v[:, :, : self.length]
+
+    def _room(self, store: list[Tensor | None], layer: int, new_BGTK: Tensor, start: int) -> Tensor:
+        old = store[layer]
+        if old is not None and old.shape[2] >= self.length:
+            return old
+        rows, heads, _, width = new_BGTK.shape
+        self.capacity = max(self.capacity, self.length if old is None else 2 * self.length)
+        grown = new_BGTK.new_empty(rows, heads, self.capacity, width)
+        if old is not None:
+            grown[:, :, :start] = old[:, :, :start]
+        store[layer] = grown
+        return grown
+
+    def rows(self, index_B: Tensor) -> None:
+        """Keep these rows in this order: beams choose their parents, finished rows leave, one prompt becomes many samples."""
+        for store in (self.k, self.v):
+            for layer, old in enumerate(store):
+                if old is not None:
+                    grown = old.new_empty(len(index_B), *old.shape[1:])
+                    grown[:, :, : self.length] = old[:, :, : self.length].index_select(0, index_B)
+                    store[layer] = grown
+        if self._real_BS is not None:
+            self._real_BS = self._real_BS.index_select(0, index_B)
+
+    reorder = rows
+
+    def cut(self, length: int) -> None:
+        """Forget everything after the first `length` tokens: the next prompt shares only so much with the last one."""
+        assert 0 <= length <= self.length, f"cannot cut a cache of {self.length} tokens to {length}"
+        self.length = length
+        if self._real_BS is not None:
+            self._real_BS = self._real_BS[:, :length]
