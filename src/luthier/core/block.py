@@ -1,0 +1,65 @@
+"""A transformer block: sublayers with a residual and a norm each; PreNorm and PostNorm say in which order.
+
+B batch, T length, S memory length, D width
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from luthier.core.attention import Attention, Mask
+from luthier.core.cache import Cache
+from luthier.core.position import Rotation
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every block of one forward pass is given beside the hidden states."""
+
+    mask: Mask
+    rotation: Rotation | None = None
+    bias: Tensor | None = None
+    memory_BSD: Tensor | None = None  # an encoder's output, for cross-attention
+    memory_mask: Mask = Mask()
+    cache: Cache | None = None
+
+
+class Block(nn.Module):
+    """Attention, cross-attention where it is given, feed-forward; dropout falls on each sublayer's output."""
+
+    def __init__(
+        self, attn: Attention, ffn: nn.Module, norm: Callable[[], nn.Module], cross: Attention | None = None, dropout: float = 0.0
+    ):
+        super().__init__()
+        self.attn, self.attn_norm = attn, norm()
+        self.cross, self.cross_norm = cross, None if cross is None else norm()
+        self.ffn, self.ffn_norm = ffn, norm()
+        self.dropout = nn.Dropout(dropout)
+
+    def attention(self, x: Tensor, context: Context, layer: int) -> Tensor:
+        return self.dropout(self.attn(x, context.mask, context.rotation, context.bias, cache=context.cache, layer=layer))
+
+    def crossing(self, x: Tensor, context: Context) -> Tensor:
+        assert self.cross is not None and context.memory_BSD is not None
+        return self.dropout(self.cross(x, context.memory_mask, memory_BSD=context.memory_BSD))
+
+
+class PreNorm(Block):
+    """x + f(norm x) for each sublayer f."""
+
+    def forward(self, x: Tensor, context: Context, layer: int) -> Tensor:
+        x = x + self.attention(self.attn_norm(x), context, layer)
+        if self.cross_norm is not None:
+            x = x + self.crossing(self.cross_norm(x), context)
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+
+
+class PostNorm(Block):
+    """norm(x + f x) for each sublayer f."""
+
+    def forward(self, x: Tensor, context: Context, layer: int) -> Tensor:
+        x = self.attn_norm(x + self.attention(x, context, layer))
+        if self.cross_norm is not None:
+            x = self.cross_norm(x + self.crossing(x, context))
+        return self.ffn_norm(x + self.dropout(self.ffn(x)))

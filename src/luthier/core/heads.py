@@ -1,0 +1,54 @@
+"""What stands on the last hidden states: a vocabulary, a label per sentence, per token, a span.
+
+N rows of any leading shape, D width, V vocabulary, L labels
+"""
+
+from torch import Tensor, nn
+
+# What each kind of head reads: every token, or one state of each sentence.
+KINDS = {"classify": "sentence", "choose": "sentence", "regress": "sentence", "tag": "token", "spans": "token"}
+
+
+class LanguageHead(nn.Module):
+    """out(transform(hidden)): the transform is the identity in decoders; out's weight may be the embedding's."""
+
+    def __init__(self, out: nn.Linear, transform: nn.Module | None = None):
+        super().__init__()
+        self.transform, self.out = transform or nn.Identity(), out
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.out(self.transform(hidden))
+
+
+class Scale(nn.Module):
+    """Multiply by a constant (T5 scales the decoder's states before a tied softmax)."""
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+class Pooler(nn.Module):
+    """tanh(dense x) of one state of each sentence. Devlin et al. 2018, arXiv:1810.04805, section 3.1 (C)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.dense(state).tanh()
+
+
+class LabelHead(nn.Module):
+    """(N, D) states to (N, L) scores: of a sentence's one state (through the pooler, where the model has one) or of each token."""
+
+    def __init__(self, width: int, labels: int, bias: bool = True, pooler: Pooler | None = None, dropout: float = 0.0):
+        super().__init__()
+        self.pooler, self.dropout = pooler or nn.Identity(), nn.Dropout(dropout)
+        self.out = nn.Linear(width, labels, bias)
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.out(self.dropout(self.pooler(state)))

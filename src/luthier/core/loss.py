@@ -1,0 +1,59 @@
+"""Cross-entropy over a large vocabulary without keeping the logits.
+
+N labelled positions, D width, V vocabulary
+"""
+
+import torch
+from torch import Tensor
+
+BLOCK = 512  # positions at a time: (512, V) logits stay in reach of the cache and small beside the model
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """sum_n CE(h_n W^T + b, y_n); the gradients are formed block by block in the forward pass, so no logits wait for backward."""
+
+    @staticmethod
+    def forward(ctx, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, label_N: Tensor):  # type: ignore[override]
+        wants_hidden, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight_VD, dtype=_wide(weight_VD.dtype)) if wants_weight else None
+        grad_bias = torch.zeros_like(bias_V, dtype=_wide(bias_V.dtype)) if wants_bias and bias_V is not None else None
+        total = hidden_ND.new_zeros((), dtype=_wide(hidden_ND.dtype))
+        for start in range(0, len(label_N), BLOCK):
+            block_ND, label = hidden_ND[start : start + BLOCK], label_N[start : start + BLOCK, None]
+            logits = torch.nn.functional.linear(block_ND, weight_VD, bias_V).to(_wide(hidden_ND.dtype))
+            top = logits.amax(-1, keepdim=True)
+            target = logits.gather(1, label)
+            share = logits.sub_(top).exp_()
+            mass = share.sum(-1, keepdim=True)
+            total += (mass.log() + top - target).sum()
+            if not (wants_hidden or wants_weight or wants_bias):
+                continue
+            share.div_(mass).scatter_add_(1, label, share.new_full(label.shape, -1.0))
+            error = share.to(hidden_ND.dtype)
+            if grad_hidden is not None:
+                torch.mm(error, weight_VD, out=grad_hidden[start : start + BLOCK])
+            if grad_weight is not None:
+                grad_weight += error.T @ block_ND
+            if grad_bias is not None:
+                grad_bias += share.sum(0)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        hidden, weight, bias = ctx.saved_tensors
+        return *(None if part is None else part * grad.to(part.dtype) for part in (hidden, weight, bias)), None
+
+
+def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, label_N: Tensor) -> Tensor:
+    """Sum over the N positions of the cross-entropy of softmax(hidden W^T + bias), in nats.
+
+    hidden (N, D), weight (V, D), bias (V) or None, label (N) int64 in [0, V): all of them count, so select the labelled positions
+    first. Peak memory is a block of logits instead of (N, V). Not twice differentiable.
+    """
+    return _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias_V, label_N)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,94 @@
+"""Where a token stands: rotary, learned, sinusoid and relative positions.
+
+B batch, T query length, S key length, D width, H heads, K head width
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Rotation = tuple[Tensor, Tensor]  # cos and sin, each (B or 1, T, K/2)
+
+
+class Rotary(nn.Module):
+    """Rotate the pairs (i, i + K/2) of each head by position * theta^(-2i/K). Su et al. 2021, arXiv:2104.09864, eq. 34.
+
+    Angles are float32 whatever the model's dtype, as every published model was trained.
+    """
+
+    def __init__(self, head_width: int, theta: float = 10_000.0):
+        super().__init__()
+        self.head_width, self.theta = head_width, theta
+
+    def forward(self, position_BT: Tensor, dtype: torch.dtype) -> Rotation:
+        exponent_K2 = torch.arange(0, self.head_width, 2, device=position_BT.device, dtype=torch.int64).float() / self.head_width
+        rate_K2 = 1.0 / (self.theta**exponent_K2)
+        angle = position_BT.float()[..., None] * rate_K2
+        return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x_BHTK: Tensor, rotation: Rotation) -> Tensor:
+    cos, sin = (part[:, None] for part in rotation)
+    a, b = x_BHTK.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def sinusoids(positions: int, width: int, layout: Literal["interleaved", "halves", "tensor2tensor"] = "interleaved") -> Tensor:
+    """A (positions, width) table of sines and cosines. Vaswani et al. 2017, arXiv:1706.03762, section 3.5.
+
+    The paper interleaves sin and cos; Marian stores all sines, then all cosines ("halves"); tensor2tensor and fairseq do so too but
+    divide the exponent by width/2 - 1.
+    """
+    steps = width // 2
+    position = torch.arange(positions, dtype=torch.float64)[:, None]
+    exponent = torch.arange(steps, dtype=torch.float64) / (steps - 1 if layout == "tensor2tensor" else steps)
+    angle = position * torch.exp(-math.log(10_000.0) * exponent)
+    if layout == "interleaved":
+        return torch.stack([angle.sin(), angle.cos()], -1).flatten(1).float()
+    return torch.cat([angle.sin(), angle.cos()], -1).float()
+
+
+class Sinusoid(nn.Module):
+    """Fixed position vectors, looked up like learned ones."""
+
+    def __init__(self, positions: int, width: int, layout: Literal["interleaved", "halves", "tensor2tensor"] = "interleaved"):
+        super().__init__()
+        self.register_buffer("table", sinusoids(positions, width, layout), persistent=False)
+        self.num_embeddings = positions
+
+    def forward(self, position_BT: Tensor) -> Tensor:
+        return self.table[position_BT]
+
+
+def relative_bucket(distance: Tensor, bidirectional: bool, buckets: int = 32, reach: int = 128) -> Tensor:
+    """T5's bucket of key position minus query position. Raffel et al. 2019, arXiv:1910.10683, section 2.1.
+
+    Half the buckets are exact distances, the rest grow logarithmically up to `reach`; both directions share them if bidirectional.
+    """
+    offset = torch.zeros_like(distance)
+    if bidirectional:
+        buckets //= 2
+        offset = (distance > 0).long() * buckets
+        distance = distance.abs()
+    else:
+        distance = (-distance).clamp(min=0)
+    exact = buckets // 2
+    grown = torch.log(distance.float().clamp(min=1) / exact) / math.log(reach / exact) * (buckets - exact)
+    return offset + torch.where(distance < exact, distance, (exact + grown.long()).clamp(max=buckets - 1))
+
+
+class RelativeBias(nn.Module):
+    """A learned score for each head and bucket of distance, added to attention scores; (1, H, T, S)."""
+
+    def __init__(self, heads: int, bidirectional: bool, buckets: int = 32, reach: int = 128):
+        super().__init__()
+        self.bias = nn.Embedding(buckets, heads)
+        self.bidirectional, self.reach = bidirectional, reach
+
+    def forward(self, queries: int, keys: int, device: torch.device) -> Tensor:
+        query = torch.arange(keys - queries, keys, device=device)[:, None]
+        distance = torch.arange(keys, device=device)[None] - query
+        bucket_TS = relative_bucket(distance, self.bidirectional, self.bias.num_embeddings, self.reach)
+        return self.bias(bucket_TS).permute(2, 0, 1)[None]

@@ -1,0 +1,236 @@
+"""The transformer, put together from parts. An architecture chooses parts and hands them to Transformer.
+
+B batch, T length, D model width, V vocabulary
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from luthier.core.attention import Mask
+from luthier.core.block import Block, Context
+from luthier.core.cache import Cache
+from luthier.core.heads import KINDS, LabelHead, Pooler
+from luthier.core.norm import RMSNorm
+from luthier.core.position import Rotary, Sinusoid
+
+
+class Net(nn.Module, ABC):
+    """What every network answers to, ours or foreign. `pool` says which state of a sentence its heads read: first or last."""
+
+    width: int
+    vocab: int
+    causal: bool
+    pool: str
+    heads: nn.ModuleDict
+
+    @abstractmethod
+    def hidden(
+        self,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        *,
+        lengths: tuple[int, ...] | None = None,
+        prompts: tuple[int, ...] | None = None,
+        types: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+        allow: Tensor | None = None,
+    ) -> Tensor:
+        """Final hidden states (B, T, D), after the last norm.
+
+        ids (B, T) int64; mask (B, T) bool, False for padding on either side; lengths: the one row holds documents of these lengths,
+        which do not see each other and whose positions restart; prompts: with lengths, the first n tokens of each document see each
+        other; types (B, T) segment ids; positions (B, T); cache: these ids follow the ones in it; allow (B or 1, H or 1, T, T) bool.
+        """
+
+    @abstractmethod
+    def add_head(self, kind: str, labels: int) -> None:
+        """Put a fresh head of that kind ("classify", "tag", "spans", "choose", "regress") into `heads`."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(B, T, V) scores of the next (causal) or the same (bidirectional) token from hidden states (B, T, D)."""
+        if "lm" not in self.heads:
+            raise ValueError("this model has no language-model head; load it from a checkpoint that has one")
+        return self.heads["lm"](hidden)
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None, **inputs: Any) -> Tensor:
+        return self.logits(self.hidden(ids, mask, **inputs))
+
+
+class Embedding(nn.Module):
+    """Token vectors, plus position and segment vectors where the model has them; then norm, projection, dropout."""
+
+    def __init__(
+        self,
+        token: nn.Embedding,
+        position: nn.Embedding | Sinusoid | None = None,
+        types: nn.Embedding | None = None,
+        norm: nn.Module | None = None,
+        project: nn.Module | None = None,
+        scale: float = 1.0,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.token, self.position, self.types = token, position, types
+        self.norm, self.project = norm or nn.Identity(), project or nn.Identity()
+        self.scale, self.dropout = scale, nn.Dropout(dropout)
+
+    @property
+    def positions(self) -> int | None:
+        """How many positions there are vectors for; None for no limit."""
+        return None if self.position is None else self.position.num_embeddings
+
+    def forward(self, ids_BT: Tensor, position_BT: Tensor, type_BT: Tensor | None) -> Tensor:
+        x = self.token(ids_BT)
+        if self.scale != 1.0:
+            x = x * self.scale
+        if self.position is not None:
+            x = x + self.position(position_BT)
+        if self.types is not None:
+            x = x + (self.types(type_BT) if type_BT is not None else self.types.weight[0])
+        return self.dropout(self.project(self.norm(x)))
+
+
+class Transformer(Net):
+    """A stack of blocks between an embedding and heads.
+
+    config: the architecture's dataclass. order: which block runs at each layer, so that layers may share one. recompute: keep only
+    the input of each block and run it again in backward.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        embed: Embedding,
+        blocks: list[Block],
+        norm: nn.Module | None = None,
+        lm: nn.Module | None = None,
+        *,
+        causal: bool,
+        width: int,
+        rotary: Rotary | None = None,
+        relative: nn.Module | None = None,
+        pooler: Pooler | None = None,
+        order: tuple[int, ...] | None = None,
+        label_bias: bool = True,
+        label_dropout: float = 0.0,
+        init_std: float = 0.02,
+    ):
+        super().__init__()
+        self.config, self.causal, self.width = config, causal, width
+        self.embed, self.blocks, self.norm = embed, nn.ModuleList(blocks), norm or nn.Identity()
+        self.heads = nn.ModuleDict({} if lm is None else {"lm": lm})
+        self.rotary, self.relative, self.pooler = rotary, relative, pooler
+        self.order = order or tuple(range(len(blocks)))
+        self.pool = "last" if causal else "first"
+        self.label_bias, self.label_dropout, self.init_std = label_bias, label_dropout, init_std
+        self.recompute = False
+
+    @property
+    def vocab(self) -> int:  # type: ignore[override]
+        return self.embed.token.num_embeddings
+
+    def hidden(self, ids, mask=None, *, lengths=None, prompts=None, types=None, positions=None, cache=None, allow=None) -> Tensor:  # type: ignore[override]
+        x, context = self.enter(ids, mask, lengths, prompts, types, positions, cache, allow)
+        for x in self.layers(x, context):
+            pass
+        return self.norm(x)
+
+    def states(self, ids: Tensor, mask: Tensor | None = None, **inputs: Any) -> list[Tensor]:
+        """The embedding's output and every block's, layers + 1 tensors (B, T, D); the last one is normed as `hidden` is."""
+        x, context = self.enter(ids, mask, **inputs)
+        states = [x, *self.layers(x, context)]
+        return [*states[:-1], self.norm(states[-1])]
+
+    def enter(
+        self,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        lengths: tuple[int, ...] | None = None,
+        prompts: tuple[int, ...] | None = None,
+        types: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+        allow: Tensor | None = None,
+    ) -> tuple[Tensor, Context]:
+        """The embedded input (B, T, D) and what all blocks share."""
+        self._check(ids, lengths, cache)
+        keys = mask.bool() if mask is not None else None
+        if cache is not None:
+            place = cache.begin(*ids.shape, keys).to(ids.device)
+            keys = cache.keys
+        else:
+            place = _places(ids, keys, lengths)
+        place = place if positions is None else positions
+        x = self.embed(ids, place, types)
+        rotation = None if self.rotary is None else self.rotary(place, x.dtype)
+        longest = max(lengths) if lengths else ids.shape[1]
+        bias = None if self.relative is None else self.relative(longest, cache.length if cache else longest, ids.device)
+        return x, Context(Mask(self.causal, None, lengths, prompts, keys, allow), rotation, bias, cache=cache)
+
+    def layers(self, x: Tensor, context: Context) -> Iterator[Tensor]:
+        for layer, index in enumerate(self.order):
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(self.blocks[index], x, context, layer, use_reentrant=False)  # type: ignore[assignment]
+            else:
+                x = self.blocks[index](x, context, layer)
+            yield x
+
+    def add_head(self, kind: str, labels: int) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"no head called {kind!r}; there are {', '.join(KINDS)}")
+        parameter = self.embed.token.weight
+        pooler = None
+        if KINDS[kind] == "sentence" and not self.causal:
+            if self.pooler is None:
+                self.pooler = _fresh(Pooler(self.width), self.init_std).to(parameter.device, parameter.dtype)
+            pooler = self.pooler
+        bias = self.label_bias or KINDS[kind] == "token"
+        head = LabelHead(self.width, labels, bias, pooler, self.label_dropout)
+        _fresh(head.out, self.init_std)
+        self.heads[kind] = head.to(parameter.device, parameter.dtype)
+
+    def _check(self, ids: Tensor, lengths: tuple[int, ...] | None, cache: Cache | None) -> None:
+        if lengths is not None and (ids.shape[0] != 1 or sum(lengths) != ids.shape[1]):
+            raise ValueError(f"packed documents of {sum(lengths)} tokens in all need ids of shape (1, {sum(lengths)}), not {tuple(ids.shape)}")
+        longest = (max(lengths) if lengths else ids.shape[1]) + (cache.length if cache is not None else 0)
+        if self.embed.positions is not None and longest > self.embed.positions:
+            raise ValueError(f"a sequence of {longest} tokens is beyond the model's {self.embed.positions} positions; shorten it")
+
+
+def _places(ids: Tensor, keys: Tensor | None, lengths: tuple[int, ...] | None) -> Tensor:
+    """Each token's position: they restart in every packed document, and padding does not count."""
+    if lengths is not None:
+        return torch.cat([torch.arange(n, device=ids.device) for n in lengths])[None]
+    if keys is not None:
+        return (keys.cumsum(-1) - 1).clamp(min=0)
+    return torch.arange(ids.shape[1], device=ids.device)[None]
+
+
+def _fresh(module: nn.Module, std: float) -> nn.Module:
+    """New weights: normal with this standard deviation; biases 0, norms 1."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=std)
+            if isinstance(part, nn.Linear) and part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm | RMSNorm):
+            nn.init.ones_(part.weight)
+            if isinstance(part, nn.LayerNorm):
+                nn.init.zeros_(part.bias)
+    return module
+
+
+def initialise(net: Transformer, residual_std: float | None = None) -> Transformer:
+    """Fresh weights for the whole net; residual_std for the projections that write into the residual stream (GPT-2's 0.02/sqrt(2L))."""
+    _fresh(net, net.init_std)
+    if residual_std is not None:
+        for block in net.blocks:
+            nn.init.normal_(block.attn.o.weight, std=residual_std)  # type: ignore[union-attr]
+            nn.init.normal_(block.ffn.down.weight, std=residual_std)  # type: ignore[union-attr]
+    return net
