@@ -1,0 +1,288 @@
+"""Examples, the batches they are packed into, and the resumable iterator of optimizer steps.
+
+An example says which positions are read and what should be found there, by loss term: causal has {"lm": position t} and the token
+at t + 1, classify {"classify": the pooled position} and a class. So every term's count is known before the forward pass.
+Rows are packed without padding: ids (1, N), documents one after the other.
+
+N tokens of a batch, M labelled positions of one term
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tokenizers import Encoding
+from torch import Tensor
+
+from luthier.data.stream import Sample, Stream
+from luthier.sources.model import Model
+
+if TYPE_CHECKING:
+    from luthier.objectives._objective import Objective
+
+AHEAD = 128  # samples tokenised in one go, on a thread, while the model works on the step before
+
+
+@dataclass
+class Example:
+    """One or more documents that stay together (the choices of a question, the windows of a context)."""
+
+    ids: list[int]
+    at: dict[str, list[int]]  # term -> positions in ids whose hidden states are read
+    labels: dict[str, list[Any]]  # term -> what should be found; as long as at, or one for the whole example
+    types: list[int] | None = None  # BERT's segments
+    lengths: tuple[int, ...] = ()  # of its documents; () is one document
+    prompt: int = 0  # the first tokens that see each other in a causal model
+    reference: Any = None  # what predict() is compared with
+    note: Any = None  # what predict() needs to know beside the batch
+    row: int = -1  # which row of the data
+
+    @property
+    def documents(self) -> tuple[int, ...]:
+        return self.lengths or (len(self.ids),)
+
+
+@dataclass
+class Batch:
+    """Examples packed into one forward pass."""
+
+    ids: Tensor  # (1, N)
+    lengths: tuple[int, ...]  # of the documents, their sum is N
+    at: dict[str, Tensor]  # term -> (M,) positions in 0..N-1
+    labels: dict[str, Tensor]  # term -> labels
+    extra: dict[str, Tensor] = field(default_factory=dict)  # types (1, N)
+    prompts: tuple[int, ...] | None = None  # per document
+    examples: tuple[Example, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        return self.ids.shape[1]
+
+    @property
+    def rows(self) -> int:
+        return len(self.examples)
+
+    @property
+    def labelled(self) -> int:
+        return sum(self.counts().values())
+
+    def counts(self) -> dict[str, int]:
+        """Labels by term: what the sums of loss() are divided by, once added up over a step."""
+        return {term: len(labels) for term, labels in self.labels.items()}
+
+    def to(self, device: torch.device | str) -> "Batch":
+        def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+
+        ids = self.ids.to(device, non_blocking=True)
+        return replace(self, ids=ids, at=moved(self.at), labels=moved(self.labels), extra=moved(self.extra))
+
+
+@dataclass(frozen=True)
+class Term:
+    """One named part of a loss: its sum over count labels, and its weight among the other terms."""
+
+    sum: Tensor
+    count: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much one optimizer step takes, in tokens (at most) or rows, and how much one forward pass takes."""
+
+    tokens: int | None = None
+    rows: int | None = None
+    micro_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        if (self.tokens is None) == (self.rows is None):
+            raise ValueError(f"a step has tokens or rows, exactly one: tokens={self.tokens}, rows={self.rows}")
+
+    def full(self, rows: int, tokens: int, following: int) -> bool:
+        """Whether a step that holds so much has no room for an example of `following` tokens."""
+        if self.rows is not None:
+            return rows >= self.rows
+        assert self.tokens is not None
+        return rows > 0 and tokens + following > self.tokens
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Pack examples one after the other; positions shift by what stands before."""
+    lengths = tuple(chain.from_iterable(example.documents for example in examples))
+    at: dict[str, list[int]] = {}
+    labels: dict[str, list[Any]] = {}
+    offset = 0
+    for example in examples:
+        for term, positions in example.at.items():
+            at.setdefault(term, []).extend([offset + position for position in positions])
+        for term, values in example.labels.items():
+            labels.setdefault(term, []).extend(values)
+        offset += len(example.ids)
+    extra: dict[str, Tensor] = {}
+    if examples[0].types is not None:
+        extra["types"] = torch.tensor([list(chain.from_iterable(example.types or () for example in examples))])
+    prompts = tuple(chain.from_iterable((example.prompt,) + (0,) * (len(example.documents) - 1) for example in examples))
+    return Batch(
+        ids=torch.tensor([list(chain.from_iterable(example.ids for example in examples))]),
+        lengths=lengths,
+        at={term: torch.tensor(positions) for term, positions in at.items()},
+        labels={term: torch.tensor(values) for term, values in labels.items()},
+        extra=extra,
+        prompts=prompts if any(prompts) else None,
+        examples=tuple(examples),
+    )
+
+
+def pack(examples: Sequence[Example], micro_tokens: int) -> list[Batch]:
+    """Micro-batches of at most micro_tokens; an example that is longer goes alone. Similar lengths stand together."""
+    groups: list[list[Example]] = []
+    room = 0
+    for example in sorted(examples, key=lambda example: -max(example.documents)):
+        if not groups or len(example.ids) > room:
+            groups.append([])
+            room = micro_tokens
+        groups[-1].append(example)
+        room -= len(example.ids)
+    return [collate(group) for group in groups]
+
+
+@dataclass
+class Reading:
+    """A sample on its way to examples: the strings it is read as, and their tokens once all strings are encoded together."""
+
+    sample: Sample
+    texts: list[str]
+    spans: list[tuple[int, int]] = field(default_factory=list)  # characters that are learnt, where not all are
+    codes: list[Encoding] = field(default_factory=list)  # of the texts, without special tokens
+
+
+def encode(objective: "Objective", samples: Sequence[Sample], model: Model, length: int) -> list[list[Example]]:
+    """The examples of each sample, tokenised together; [] where a sample has nothing to learn."""
+    assert model.tokenizer is not None
+    readings = [objective.read(sample, model) for sample in samples]
+    texts = list(chain.from_iterable(reading.texts for reading in readings))
+    codes = iter(model.tokenizer.inner.encode_batch(texts, add_special_tokens=False))
+    found = []
+    for reading in readings:
+        reading.codes = [next(codes) for _ in reading.texts]
+        examples = objective.examples(reading, model, length)
+        for example in examples:
+            example.row = reading.sample.index
+        found.append(examples)
+    return found
+
+
+def once(
+    objective: "Objective", rows: Sequence[dict], model: Model, length: int, micro_tokens: int = 4096, seed: int = 0
+) -> Iterator[Batch]:
+    """Every row one time, for measuring; batch.examples[i].row says which row an example is from."""
+    objective.check(model)
+    found = 0
+    for start in range(0, len(rows), AHEAD):
+        samples = [Sample(rows[i], 0, i, seed) for i in range(start, min(start + AHEAD, len(rows)))]
+        examples = list(chain.from_iterable(encode(objective, samples, model, length)))
+        found += len(examples)
+        yield from pack(examples, micro_tokens)
+    if not found:
+        raise ValueError(objective.nothing(len(rows), length))
+
+
+@dataclass
+class _Chunk:
+    """Samples tokenised in one go, and where the stream stood before them."""
+
+    start: dict
+    examples: list[Example]
+    seen: list[int]  # per example: samples of this chunk that are behind once it is taken
+    skipped: list[int]  # per example: how many of those had nothing to learn
+    samples: int
+    empty: int
+
+
+class Batches:
+    """Endless iterator over optimizer steps; each is the list of its micro-batches.
+
+    The sequence of examples depends on the stream alone, so the state is where the stream stood before the current chunk
+    and how many examples were taken since: JSON, exact after any step.
+    """
+
+    def __init__(self, objective: "Objective", stream: Stream, model: Model, size: Size, length: int):
+        objective.check(model)
+        self.objective, self.stream, self.model, self.size, self.length = objective, stream, model, size, length
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
+        self._ahead: Future[_Chunk] | None = None
+        self._chunk = _Chunk(stream.state(), [], [], [], 0, 0)
+        self._taken = self._seen = self._skipped = 0  # examples of the chunk; samples before the chunk
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        return self
+
+    def __next__(self) -> list[Batch]:
+        chosen: list[Example] = []
+        tokens = 0
+        while not self.size.full(len(chosen), tokens, len(self._first().ids)):
+            chosen.append(self._first())
+            tokens += len(chosen[-1].ids)
+            self._taken += 1
+        return pack(chosen, self.size.micro_tokens)
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data so far."""
+        return (self._seen + _until(self._chunk.seen, self._taken)) / self.stream.epoch_size
+
+    @property
+    def skipped(self) -> int:
+        """Samples so far that had nothing to learn."""
+        return self._skipped + _until(self._chunk.skipped, self._taken)
+
+    def state(self) -> dict:
+        return {"stream": self._chunk.start, "taken": self._taken, "seen": self._seen, "skipped": self._skipped}
+
+    def restore(self, state: dict) -> None:
+        if self._ahead is not None:
+            self._ahead.exception()  # wait: the thread must have left the stream
+            self._ahead = None
+        self.stream.restore(state["stream"])
+        self._chunk = _Chunk(state["stream"], [], [], [], 0, 0)
+        self._taken, self._seen, self._skipped = state["taken"], state["seen"], state["skipped"]
+        self._first()
+
+    def _first(self) -> Example:
+        """The next example, not taken yet."""
+        barren = 0
+        while self._taken >= len(self._chunk.examples):
+            chunk = self._draw() if self._ahead is None else self._ahead.result()
+            self._taken -= len(self._chunk.examples)
+            self._seen += self._chunk.samples
+            self._skipped += self._chunk.empty
+            self._chunk = chunk
+            self._ahead = self._thread.submit(self._draw)
+            barren = 0 if chunk.examples else barren + chunk.samples
+            if barren >= self.stream.epoch_size:
+                raise ValueError(self.objective.nothing(self.stream.epoch_size, self.length))
+        return self._chunk.examples[self._taken]
+
+    def _draw(self) -> _Chunk:
+        start = self.stream.state()
+        samples = [next(self.stream) for _ in range(AHEAD)]
+        found = encode(self.objective, samples, self.model, self.length)
+        chunk = _Chunk(start, [], [], [], len(samples), sum(not examples for examples in found))
+        empty = 0
+        for i, examples in enumerate(found):
+            if not examples:
+                empty += 1
+            chunk.examples += examples
+            chunk.seen += [i] * len(examples)
+            chunk.skipped += [empty] * len(examples)
+            if chunk.examples:  # the last example of a sample also ends the empty ones that follow
+                chunk.seen[-1], chunk.skipped[-1] = i + 1, empty
+        return chunk
+
+
+def _until(counts: list[int], taken: int) -> int:
+    return counts[taken - 1] if taken else 0

@@ -1,0 +1,50 @@
+"""Losses and predictions of a vocabulary head at labelled positions; the logits of all positions never exist at once.
+
+N tokens, M labelled positions, D width, V vocabulary
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from luthier.core.heads import LanguageHead
+from luthier.core.loss import BLOCK, linear_cross_entropy
+from luthier.objectives._batch import Batch, Term
+
+
+def token_loss(hidden: Tensor, heads: nn.ModuleDict, batch: Batch, term: str) -> Term:
+    """Summed cross-entropy of the labels of a term, read at its positions of hidden (1, N, D)."""
+    head, state_MD, label_M = _head(heads), hidden[0, batch.at[term]], batch.labels[term]
+    state_MD = head.transform(state_MD)
+    if type(head.out) is nn.Linear:
+        return Term(linear_cross_entropy(state_MD, head.out.weight, head.out.bias, label_M), len(label_M))
+    losses = [  # something is wrapped around the head: ask it block by block, and again in backward
+        checkpoint(_block_loss, head.out, state_MD[start : start + BLOCK], label_M[start : start + BLOCK], use_reentrant=False)
+        for start in range(0, len(label_M), BLOCK)
+    ]
+    return Term(torch.stack(losses).sum(), len(label_M))  # type: ignore[arg-type]
+
+
+def best_tokens(hidden: Tensor, heads: nn.ModuleDict, batch: Batch, term: str) -> list[list[int]]:
+    """For each example the likeliest token at each of its labelled positions."""
+    head, state_MD = _head(heads), hidden[0, batch.at[term]]
+    best = torch.cat([head(block).argmax(-1) for block in state_MD.split(BLOCK)])
+    return [part.tolist() for part in best.split([len(example.labels[term]) for example in batch.examples])]
+
+
+def wide(x: Tensor) -> Tensor:
+    """Losses are summed in float32 at least."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _head(heads: nn.ModuleDict) -> LanguageHead:
+    if "lm" not in heads:
+        raise ValueError("this model has no language-model head; load it from a checkpoint that has one")
+    head = heads["lm"]
+    assert isinstance(head, LanguageHead)
+    return head
+
+
+def _block_loss(out: nn.Module, state: Tensor, label: Tensor) -> Tensor:
+    return F.cross_entropy(wide(out(state)), label, reduction="sum")

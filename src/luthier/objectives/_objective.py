@@ -1,0 +1,88 @@
+"""What an objective is: which strings a row is read as, what is learnt in them, the loss, and a prediction to measure.
+
+A run calls, in this order:
+    objective = objective.prepare(stream)       label names found in the data, where there are any
+    net.add_head(kind, labels)                  for each of objective.heads() that the net lacks
+    batches = objective.batches(stream, model, size, length)
+    for batch in next(batches):
+        hidden = net.hidden(**objective.inputs(batch))
+        terms = objective.loss(hidden, net.heads, batch)     sum / (count over the step) * weight, added up
+
+N tokens, D width, M labelled positions
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from luthier.data.stream import Sample, Stream
+from luthier.objectives._batch import Batch, Batches, Example, Reading, Size, Term
+from luthier.sources.model import Model
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """The contract. Fields of the dataclasses below it are the YAML keys under `objective:`."""
+
+    needs: ClassVar[tuple[str, ...]] = ()  # keys every row must have
+    learns: ClassVar[str] = "text"  # what a row lacks when it has nothing to learn
+
+    def prepare(self, stream: Stream) -> "Objective":
+        """This objective with what it takes from the data filled in (dataclasses.replace); call it before anything else."""
+        return self
+
+    def heads(self) -> dict[str, int]:
+        """Heads beside "lm" that the net must have, and how many labels each."""
+        return {}
+
+    def check(self, model: Model) -> None:
+        """Raise ValueError where the model cannot learn this."""
+        if model.tokenizer is None:
+            raise ValueError(f"{model.source} has no tokenizer; name one: model: {{..., tokenizer: PATH}}")
+
+    @abstractmethod
+    def read(self, sample: Sample, model: Model) -> Reading:
+        """The strings that the sample is read as."""
+
+    @abstractmethod
+    def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:
+        """What is learnt from a sample in documents of at most `length` tokens; [] for nothing."""
+
+    @abstractmethod
+    def loss(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> dict[str, Term]:
+        """Named terms from hidden (1, N, D), the final hidden states."""
+
+    @abstractmethod
+    def predict(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> list[Any]:
+        """One prediction per example, in the form of its reference."""
+
+    def references(self, batch: Batch) -> list[Any]:
+        return [example.reference for example in batch.examples]
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """Keyword arguments of net.hidden."""
+        inputs = {"ids": batch.ids, "lengths": batch.lengths, **batch.extra}
+        return inputs if batch.prompts is None else {**inputs, "prompts": batch.prompts}
+
+    def batches(self, stream: Stream, model: Model, size: Size, length: int) -> Batches:
+        return Batches(self, stream, model, size, length)
+
+    def nothing(self, rows: int, length: int) -> str:
+        """The sentence for data in which no row has anything to learn."""
+        return f"none of the {rows} rows has {self.learns} within length={length} tokens; look at `luthier data inspect`, or raise data.length"
+
+    @property
+    def kind(self) -> str:
+        return type(self).__module__.rpartition(".")[2]
+
+    def fields(self, sample: Sample) -> tuple[Any, ...]:
+        """The values of the keys in `needs`, or a sentence on what the row has instead."""
+        missing = [key for key in self.needs if key not in sample.row]
+        if missing:
+            raise ValueError(
+                f"objective {self.kind} needs rows with {', '.join(self.needs)}; row {sample.index + 1} has "
+                f"{', '.join(sample.row)} and no {missing[0]}; choose another objective, or name the columns in data.columns"
+            )
+        return tuple(sample.row[key] for key in self.needs)

@@ -1,0 +1,46 @@
+"""Causal language modelling: predict each token from those before it. Radford et al. 2018, "Improving Language Understanding", eq. 1."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from luthier.data.stream import Sample
+from luthier.objectives._batch import Batch, Example, Reading, Term
+from luthier.objectives._language import best_tokens, token_loss
+from luthier.objectives._objective import Objective
+from luthier.sources.model import Model
+
+
+@dataclass(frozen=True)
+class Causal(Objective):
+    """Each text ends in the end token; a text of more than data.length tokens is cut into windows that overlap by one token, so that every
+    token but a text's first is learnt once."""
+
+    needs: ClassVar[tuple[str, ...]] = ("text",)
+    learns: ClassVar[str] = "two tokens of text"
+
+    def check(self, model: Model) -> None:
+        super().check(model)
+        if not model.net.causal:
+            raise ValueError(f"objective causal needs a decoder; {model.source} is an encoder (objective: masked)")
+
+    def read(self, sample: Sample, model: Model) -> Reading:
+        return Reading(sample, list(self.fields(sample)))
+
+    def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:
+        assert model.tokenizer is not None
+        bos, eos = model.tokenizer.bos, model.tokenizer.eos
+        start = [bos] if bos is not None and model.tokenizer.adds_bos else []
+        ids = start + reading.codes[0].ids + ([] if eos is None else [eos])
+        return [_window(ids[i : i + length]) for i in range(0, len(ids) - 1, length - 1)]
+
+    def loss(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> dict[str, Term]:
+        return {"lm": token_loss(hidden, heads, batch, "lm")}
+
+    def predict(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> list[list[int]]:
+        return best_tokens(hidden, heads, batch, "lm")
+
+
+def _window(ids: list[int]) -> Example:
+    return Example(ids, {"lm": list(range(len(ids) - 1))}, {"lm": ids[1:]}, reference=ids[1:])
