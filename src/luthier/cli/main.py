@@ -11,7 +11,7 @@ A verb is one file here, `cli/<verb>.py`; nothing is registered anywhere:
 - it raises and does not exit: ValueError and OSError become one sentence on stderr and exit code 2, `luthier.config.RunFailed`
   becomes 1, Ctrl-C 130. `luthier --traceback <verb> ...` shows where a message comes from.
 
-    def train(run: Annotated[Path, typer.Argument(help="the run file")], overrides: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    def train(run: Annotated[Path, typer.Argument(help="the run file")], overrides: Annotated[list[str], typer.Argument()] = []) -> None:
         "Train as RUN says."
 """
 
