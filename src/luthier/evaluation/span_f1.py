@@ -1,0 +1,44 @@
+"""Entity F1 over BIO tags, as CoNLL 2003 scores it: an entity is right when its type and both its ends are right.
+
+Precision, recall and F1 are pooled over all entities of all rows. Broken sequences are read generously, as conlleval does: an I-
+that does not continue an entity of its type starts one. BIOES tags (E- ends an entity, S- is one alone) are read too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from luthier.evaluation._text import f1, paired
+
+
+@dataclass(frozen=True)
+class SpanF1:
+    """F1 of whole entities."""
+
+    of: ClassVar[str] = "tags"
+    higher_is_better: ClassVar[bool] = True
+    verified: ClassVar[str] = "seqeval precision_score, recall_score, f1_score"
+
+    def score(self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
+        right = predicted = true = 0
+        for row, (guess, gold) in enumerate(paired(predictions, references)):
+            if len(guess) != len(gold):
+                raise ValueError(f"row {row}: {len(guess)} predicted tags but {len(gold)} true ones")
+            found, wanted = entities(guess), entities(gold)
+            right, predicted, true = right + len(found & wanted), predicted + len(found), true + len(wanted)
+        precision, recall = right / max(predicted, 1), right / max(true, 1)
+        return {"span_precision": precision, "span_recall": recall, "span_f1": f1(precision, recall)}
+
+
+def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """(type, first, one past the last) of every entity in one row of tags."""
+    found, start, before, kind = set(), 0, "O", ""
+    for i, tag in enumerate([*tags, "O"]):
+        mark, _, now = tag.partition("-")
+        starts = mark in ("B", "S") or (mark != "O" and (before in ("O", "E", "S") or now != kind))
+        if before != "O" and (starts or mark == "O"):
+            found.add((kind, start, i))
+        if starts:
+            start = i
+        before, kind = mark, now
+    return found
