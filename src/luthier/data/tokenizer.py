@@ -66,8 +66,10 @@ class Tokenizer:
 
         With a [CLS]: the model's own form. Without: (bos) first eos, and second eos behind it, so that the last id is eos.
         """
-        a = self.inner.encode(first, add_special_tokens=False)
-        b = None if second is None else self.inner.encode(second, add_special_tokens=False)
+        return self.join(*(self.inner.encode(text, add_special_tokens=False) for text in (first, second) if text is not None), length=length)
+
+    def join(self, a: tokenizers.Encoding, b: tokenizers.Encoding | None = None, length: int | None = None) -> tuple[list[int], list[int]]:
+        """`pair` for texts encoded already, without specials; they are cut in place."""
         if self.cls is None:
             return self._pair_of_decoder(a.ids, None if b is None else b.ids, length)
         if length is not None:
