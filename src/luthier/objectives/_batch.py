@@ -110,6 +110,11 @@ class Size:
         return rows > 0 and tokens + following > self.tokens
 
 
+def wide(x: Tensor) -> Tensor:
+    """Losses are summed in float32 at least."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def collate(examples: Sequence[Example]) -> Batch:
     """Pack examples one after the other; positions shift by what stands before."""
     lengths = tuple(chain.from_iterable(example.documents for example in examples))
@@ -123,8 +128,8 @@ def collate(examples: Sequence[Example]) -> Batch:
             labels.setdefault(term, []).extend(values)
         offset += len(example.ids)
     extra: dict[str, Tensor] = {}
-    if examples[0].types is not None:
-        extra["types"] = torch.tensor([list(chain.from_iterable(example.types or () for example in examples))])
+    if any(example.types for example in examples):
+        extra["types"] = torch.tensor([list(chain.from_iterable(example.types or [0] * len(example.ids) for example in examples))])
     prompts = tuple(chain.from_iterable((example.prompt,) + (0,) * (len(example.documents) - 1) for example in examples))
     return Batch(
         ids=torch.tensor([list(chain.from_iterable(example.ids for example in examples))]),

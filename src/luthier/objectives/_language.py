@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from luthier.core.heads import LanguageHead
 from luthier.core.loss import BLOCK, linear_cross_entropy
-from luthier.objectives._batch import Batch, Term
+from luthier.objectives._batch import Batch, Term, wide
+from luthier.sources.model import Model
 
 
 def token_loss(hidden: Tensor, heads: nn.ModuleDict, batch: Batch, term: str) -> Term:
@@ -33,9 +34,9 @@ def best_tokens(hidden: Tensor, heads: nn.ModuleDict, batch: Batch, term: str) -
     return [part.tolist() for part in best.split([len(example.labels[term]) for example in batch.examples])]
 
 
-def wide(x: Tensor) -> Tensor:
-    """Losses are summed in float32 at least."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+def refuse_encoder(model: Model, kind: str) -> None:
+    if not model.net.causal:
+        raise ValueError(f"objective {kind} needs a decoder; {model.source} is an encoder, which takes masked and the tasks")
 
 
 def _head(heads: nn.ModuleDict) -> LanguageHead:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from luthier.data.stream import Sample
 from luthier.objectives._batch import Batch, Example, Reading, Term
-from luthier.objectives._language import best_tokens, token_loss
+from luthier.objectives._language import best_tokens, refuse_encoder, token_loss
 from luthier.objectives._objective import Objective
 from luthier.sources.model import Model
 
@@ -22,8 +22,7 @@ class Causal(Objective):
 
     def check(self, model: Model) -> None:
         super().check(model)
-        if not model.net.causal:
-            raise ValueError(f"objective causal needs a decoder; {model.source} is an encoder (objective: masked)")
+        refuse_encoder(model, self.kind)
 
     def read(self, sample: Sample, model: Model) -> Reading:
         return Reading(sample, list(self.fields(sample)))

@@ -1,0 +1,55 @@
+"""Labels by name, and sentences (one text or two) with the one position whose state stands for them.
+
+M sentences or tokens, D width, L labels
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tokenizers import Encoding
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from luthier.data.stream import Stream
+from luthier.lookup import suggest
+from luthier.objectives._batch import Example, Term, wide
+from luthier.sources.model import Model
+
+
+def every_row(stream: Stream) -> Iterator[dict]:
+    """The rows of one epoch and the held-out ones; afterwards the stream stands where it stood."""
+    state = stream.state()
+    try:
+        for _ in range(stream.epoch_size):
+            yield next(stream).row
+    finally:
+        stream.restore(state)
+    yield from stream.held_out
+
+
+def sorted_labels(values: Iterable[Any], field: str) -> tuple[str, ...]:
+    """Their names, once each, in an order that is the same for every run: numbers by size, words by the alphabet."""
+    names = {str(value) for value in values}
+    if len(names) < 2:
+        raise ValueError(f"{field}: the data has {len(names)} label{'' if len(names) == 1 else 's'} ({', '.join(names)}); there is nothing to tell apart")
+    return tuple(sorted(names, key=lambda name: (int(name), "") if name.lstrip("-").isdecimal() else (0, name)))
+
+
+def number_of(label: Any, labels: tuple[str, ...], row: int) -> int:
+    """The place of a label among the known ones."""
+    if str(label) not in labels:
+        raise ValueError(f"row {row + 1} has the label {str(label)!r}, which is not among the {len(labels)} known ones{suggest(str(label), labels)}")
+    return labels.index(str(label))
+
+
+def sentence(term: str, label: Any, texts: list[Encoding], model: Model, length: int) -> Example:
+    """One or two texts as one document, read at the position the model's sentence heads are made for."""
+    assert model.tokenizer is not None
+    ids, types = model.tokenizer.join(*texts, length=length)
+    at = 0 if model.net.pool == "first" else len(ids) - 1
+    return Example(ids, {term: [at]}, {term: [label]}, types if any(types) else None)
+
+
+def class_loss(head: nn.Module, state_MD: Tensor, label_M: Tensor) -> Term:
+    """Summed cross-entropy of a label head."""
+    return Term(F.cross_entropy(wide(head(state_MD)), label_M, reduction="sum"), len(label_M))

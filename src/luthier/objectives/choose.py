@@ -1,0 +1,62 @@
+"""Multiple choice: each choice is a document with the question, a softmax over their scores. Devlin et al. 2018, arXiv:1810.04805, section 4.4."""
+
+from dataclasses import dataclass
+from itertools import chain
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from luthier.data.stream import Sample
+from luthier.objectives._batch import Batch, Example, Reading, Term, wide
+from luthier.objectives._labels import sentence
+from luthier.objectives._objective import Objective
+from luthier.sources.model import Model
+
+
+@dataclass(frozen=True)
+class Choose(Objective):
+    """The choices of a question stay together in one batch; predictions are places in the list of choices, counted from 0."""
+
+    needs: ClassVar[tuple[str, ...]] = ("question", "choices", "answer")
+
+    def heads(self) -> dict[str, int]:
+        return {"choose": 1}
+
+    def read(self, sample: Sample, model: Model) -> Reading:
+        question, choices, _ = self.fields(sample)
+        return Reading(sample, list(chain.from_iterable((question, choice) for choice in choices)))
+
+    def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:
+        answer, codes = reading.sample.row["answer"], reading.codes
+        documents = [sentence("choose", 0, codes[i : i + 2], model, length) for i in range(0, len(codes), 2)]
+        if not 0 <= answer < len(documents):
+            raise ValueError(f"row {reading.sample.index + 1} has {len(documents)} choices, and its answer is number {answer}, counted from 0")
+        lengths = tuple(len(document.ids) for document in documents)
+        starts = [sum(lengths[:i]) for i in range(len(lengths))]
+        return [
+            Example(
+                ids=list(chain.from_iterable(document.ids for document in documents)),
+                at={"choose": [start + document.at["choose"][0] for start, document in zip(starts, documents, strict=True)]},
+                labels={"choose": [answer]},
+                types=list(chain.from_iterable(document.types or [0] * len(document.ids) for document in documents)),
+                lengths=lengths,
+                reference=answer,
+            )
+        ]
+
+    def loss(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> dict[str, Term]:
+        label = batch.labels["choose"]
+        return {"choose": Term(F.cross_entropy(_scores(hidden, heads, batch), label, reduction="sum"), len(label))}
+
+    def predict(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> list[int]:
+        return _scores(hidden, heads, batch).argmax(-1).tolist()
+
+
+def _scores(hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> Tensor:
+    """(questions, most choices); -inf where a question has fewer."""
+    score = wide(heads["choose"](hidden[0, batch.at["choose"]]).squeeze(-1))
+    parts = score.split([len(example.documents) for example in batch.examples])
+    return pad_sequence(list(parts), batch_first=True, padding_value=-torch.inf)

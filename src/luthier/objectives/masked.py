@@ -1,0 +1,75 @@
+"""Masked language modelling: find the tokens that were hidden. Devlin et al. 2018, arXiv:1810.04805, section 3.1, task 1.
+
+Of a document of T tokens, [CLS] and [SEP] counted, exactly n = min(most, max(1, round(rate T))) are chosen, never [CLS] or [SEP]. Each of
+them becomes [MASK] in 80 of 100 cases, a random token of the whole vocabulary in 10 and stays as it is in 10.
+"""
+
+import random
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from luthier.data.stream import Sample
+from luthier.data.tokenizer import Tokenizer
+from luthier.objectives._batch import Batch, Example, Reading, Term
+from luthier.objectives._language import best_tokens, token_loss
+from luthier.objectives._objective import Objective
+from luthier.sources.model import Model
+
+
+@dataclass(frozen=True)
+class Masked(Objective):
+    """A text of more than data.length tokens is cut into documents of that length. The choice follows from (seed, epoch, row) alone."""
+
+    rate: float = 0.15  # share of the tokens that are predicted
+    most: int = 76  # of one document; BERT: 20 for 128 tokens, 76 for 512
+
+    needs: ClassVar[tuple[str, ...]] = ("text",)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1 or self.most < 1:
+            raise ValueError(f"objective masked needs 0 < rate <= 1 and most >= 1, not rate={self.rate}, most={self.most}")
+
+    def check(self, model: Model) -> None:
+        super().check(model)
+        if model.net.causal:
+            raise ValueError(f"objective masked needs an encoder; {model.source} is a decoder (objective: causal)")
+        if model.tokenizer is None or model.tokenizer.mask is None:
+            raise ValueError(f"objective masked needs a [MASK] token, and the tokenizer of {model.source} has none")
+
+    def read(self, sample: Sample, model: Model) -> Reading:
+        return Reading(sample, list(self.fields(sample)))
+
+    def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:
+        tokenizer, code = model.tokenizer, reading.codes[0]
+        assert tokenizer is not None
+        room = length - tokenizer.inner.num_special_tokens_to_add(False)
+        if room < 1:
+            raise ValueError(f"data.length={length} leaves no room for text beside the special tokens")
+        if not code.ids:
+            return []
+        code.truncate(room)
+        rng = reading.sample.rng("masked")
+        return [self._hide(tokenizer.join(part)[0], tokenizer, rng) for part in (code, *code.overflowing)]
+
+    def _hide(self, ids: list[int], tokenizer: Tokenizer, rng: random.Random) -> Example:
+        assert tokenizer.mask is not None
+        candidates = [i for i, token in enumerate(ids) if token not in (tokenizer.cls, tokenizer.sep)]
+        rng.shuffle(candidates)
+        count = min(self.most, max(1, round(self.rate * len(ids))))
+        at = sorted(candidates[:count])
+        labels = [ids[i] for i in at]
+        hidden = list(ids)
+        for i in at:
+            if rng.random() < 0.8:
+                hidden[i] = tokenizer.mask
+            elif rng.random() < 0.5:
+                hidden[i] = rng.randrange(tokenizer.vocab)
+        return Example(hidden, {"masked": at}, {"masked": labels}, reference=labels)
+
+    def loss(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> dict[str, Term]:
+        return {"masked": token_loss(hidden, heads, batch, "masked")}
+
+    def predict(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> list[list[int]]:
+        return best_tokens(hidden, heads, batch, "masked")

@@ -1,0 +1,49 @@
+"""A number for a text or a pair of texts, by squared error. Devlin et al. 2018, arXiv:1810.04805, section 4.1 (STS-B)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from luthier.data.stream import Sample
+from luthier.objectives._batch import Batch, Example, Reading, Term, wide
+from luthier.objectives._labels import sentence
+from luthier.objectives._objective import Objective
+from luthier.sources.model import Model
+
+
+@dataclass(frozen=True)
+class Regress(Objective):
+    """(score - target)^2 for each row."""
+
+    needs: ClassVar[tuple[str, ...]] = ("text", "score")
+
+    def heads(self) -> dict[str, int]:
+        return {"regress": 1}
+
+    def read(self, sample: Sample, model: Model) -> Reading:
+        text, _ = self.fields(sample)
+        return Reading(sample, [text, sample.row["pair"]] if "pair" in sample.row else [text])
+
+    def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:
+        score = reading.sample.row["score"]
+        try:
+            target = float(score)
+        except (TypeError, ValueError):
+            raise ValueError(f"row {reading.sample.index + 1} has the score {score!r}, which is not a number") from None
+        example = sentence("regress", target, reading.codes, model, length)
+        example.reference = target
+        return [example]
+
+    def loss(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> dict[str, Term]:
+        target = batch.labels["regress"]
+        score = wide(_scores(hidden, heads, batch))
+        return {"regress": Term(F.mse_loss(score, target.to(score.dtype), reduction="sum"), len(target))}
+
+    def predict(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> list[float]:
+        return _scores(hidden, heads, batch).tolist()
+
+
+def _scores(hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> Tensor:
+    return heads["regress"](hidden[0, batch.at["regress"]]).squeeze(-1)
