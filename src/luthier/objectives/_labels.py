@@ -3,6 +3,7 @@
 M sentences or tokens, D width, L labels
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -31,14 +32,15 @@ def sorted_labels(values: Iterable[Any], field: str) -> tuple[str, ...]:
     """Their names, once each, in an order that is the same for every run: numbers by size, words by the alphabet."""
     names = {str(value) for value in values}
     if len(names) < 2:
-        raise ValueError(f"{field}: the data has {len(names)} label{'' if len(names) == 1 else 's'} ({', '.join(names)}); there is nothing to tell apart")
-    return tuple(sorted(names, key=lambda name: (int(name), "") if name.lstrip("-").isdecimal() else (0, name)))
+        raise ValueError(f"a task needs two labels at least to tell apart; the data has {', '.join(names) or 'none'} under {field!r}")
+    return tuple(sorted(names, key=lambda name: (int(name), "") if re.fullmatch(r"-?\d+", name) else (0, name)))
 
 
 def number_of(label: Any, labels: tuple[str, ...], row: int) -> int:
     """The place of a label among the known ones."""
     if str(label) not in labels:
-        raise ValueError(f"row {row + 1} has the label {str(label)!r}, which is not among the {len(labels)} known ones{suggest(str(label), labels)}")
+        known = f"the {len(labels)} labels of this objective"
+        raise ValueError(f"row {row + 1} has the label {str(label)!r}, which is not among {known}{suggest(str(label), labels)}")
     return labels.index(str(label))
 
 

@@ -71,7 +71,7 @@ class Objective(ABC):
 
     def nothing(self, rows: int, length: int) -> str:
         """The sentence for data in which no row has anything to learn."""
-        return f"none of the {rows} rows has {self.learns} within length={length} tokens; look at `luthier data inspect`, or raise data.length"
+        return f"none of the {rows} rows has {self.learns} within data.length={length} tokens; raise it, or look at `luthier data inspect`"
 
     @property
     def kind(self) -> str:

@@ -44,7 +44,8 @@ class Chat(Objective):
     def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:
         code = reading.codes[0]
         ids = code.ids[:length]
-        learnt = [i for start, stop in token_ranges(code, reading.spans, len(reading.texts[0])) for i in range(max(start, 1), min(stop, length))]
+        ranges = token_ranges(code, reading.spans, len(reading.texts[0]))
+        learnt = [i for start, stop in ranges for i in range(max(start, 1), min(stop, length))]
         if not learnt:
             return []
         labels = [ids[i] for i in learnt]

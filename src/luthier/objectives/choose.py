@@ -1,4 +1,4 @@
-"""Multiple choice: each choice is a document with the question, a softmax over their scores. Devlin et al. 2018, arXiv:1810.04805, section 4.4."""
+"""Multiple choice: a softmax over one score for each pair of question and choice. Devlin et al. 2018, arXiv:1810.04805, section 4.4."""
 
 from dataclasses import dataclass
 from itertools import chain
@@ -33,7 +33,7 @@ class Choose(Objective):
         answer, codes = reading.sample.row["answer"], reading.codes
         documents = [sentence("choose", 0, codes[i : i + 2], model, length) for i in range(0, len(codes), 2)]
         if not 0 <= answer < len(documents):
-            raise ValueError(f"row {reading.sample.index + 1} has {len(documents)} choices, and its answer is number {answer}, counted from 0")
+            raise ValueError(f"row {reading.sample.index + 1}: the answer is number {answer}, from 0, of {len(documents)} choices")
         lengths = tuple(len(document.ids) for document in documents)
         starts = [sum(lengths[:i]) for i in range(len(lengths))]
         return [

@@ -132,7 +132,9 @@ def _answers(reading: Reading) -> list[tuple[str, int]]:
 
 def _place(window: _Window, answers: list[tuple[str, int]]) -> list[int]:
     """Positions of the first and last token of the first answer, if it lies in the window."""
-    for text, start in answers[:1]:
+    for answer, start in answers[:1]:
+        text = answer.strip()
+        start += len(answer) - len(answer.lstrip())
         touching = [i for i, (a, b) in enumerate(window.offsets) if a < start + len(text) and b > start]
         if touching and window.offsets[0][0] <= start and start + len(text) <= window.offsets[-1][1]:
             return [window.start + touching[0], window.start + touching[-1]]
@@ -147,4 +149,4 @@ def _join(question: Encoding, context: Encoding, model: Model) -> tuple[list[int
 def _tail(model: Model) -> int:
     """Special tokens behind the context."""
     assert model.tokenizer is not None
-    return int((model.tokenizer.cls or model.tokenizer.eos) is not None)
+    return int(model.tokenizer.cls is not None or model.tokenizer.eos is not None)

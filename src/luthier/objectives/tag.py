@@ -16,6 +16,8 @@ from luthier.objectives._labels import class_loss, every_row, number_of, sorted_
 from luthier.objectives._objective import Objective
 from luthier.sources.model import Model
 
+_IDEOGRAPHIC = (("\u2e80", "\u9fff"), ("\uf900", "\ufaff"), ("\uff00", "\uffef"))  # kana among them, and full-width signs
+
 
 @dataclass(frozen=True)
 class Tag(Objective):
@@ -75,9 +77,7 @@ class Tag(Objective):
     def predict(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> list[list[str]]:
         best = heads["tag"](hidden[0, batch.at["tag"]]).argmax(-1)
         parts = best.split([len(example.at["tag"]) for example in batch.examples])
-        return [
-            [self.labels[i] for i in part[example.note].tolist()] for part, example in zip(parts, batch.examples, strict=True)
-        ]
+        return [[self.labels[i] for i in part[example.note].tolist()] for part, example in zip(parts, batch.examples, strict=True)]
 
 
 def _documents(words: list[list[int]], room: int) -> list[list[list[int]]]:
@@ -107,10 +107,8 @@ def _writes_spaces(tokenizer: Tokenizer) -> bool:
 
 def _spaced(words: list[str]) -> list[str]:
     """Words as they stand in running text: a space before each but the first, none between characters of scripts without spaces."""
-    return [
-        f" {word}" if i and not (_ideographic(word) and _ideographic(words[i - 1])) else word for i, word in enumerate(words)
-    ]
+    return [f" {word}" if i and not (_ideographic(word) and _ideographic(words[i - 1])) else word for i, word in enumerate(words)]
 
 
 def _ideographic(word: str) -> bool:
-    return any("\u2e80" <= character <= "\u9fff" or "\uf900" <= character <= "\ufaff" or "\uff00" <= character <= "\uffef" for character in word)
+    return any(first <= character <= last for character in word for first, last in _IDEOGRAPHIC)
