@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from luthier.core.attention import Mask
 from luthier.core.block import Block, Context
@@ -17,6 +16,7 @@ from luthier.core.cache import Cache
 from luthier.core.heads import KINDS, LabelHead, Pooler
 from luthier.core.norm import RMSNorm
 from luthier.core.position import Rotary, Sinusoid
+from luthier.core.recompute import recomputed
 
 
 class Net(nn.Module, ABC):
@@ -176,7 +176,7 @@ class Transformer(Net):
     def layers(self, x: Tensor, context: Context) -> Iterator[Tensor]:
         for layer, index in enumerate(self.order):
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(self.blocks[index], x, context, layer, use_reentrant=False)  # type: ignore[assignment]
+                x = recomputed(self.blocks[index], x, context, layer)
             else:
                 x = self.blocks[index](x, context, layer)
             yield x

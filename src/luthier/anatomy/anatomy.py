@@ -1,0 +1,308 @@
+"""Anatomy: where the parts of a transformer are, whoever wrote it.
+
+A role is addressed as stack.role or cross.role or plainly: a bare `q` means every attention of every stack, `self.q` and `cross.q` the
+first and the second attention of a block, `decoder.q` those of one stack. `embed`, `head` and `norm` are the places around the blocks.
+Tuning, parallel plans, saving and the planner ask for roles, and so work on our models and on transformers models alike.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.anatomy.site import Around, Site, Switch, bare, resolve, walk
+from luthier.anatomy.table import AROUND, ATTENTION, CROSS, FEED_FORWARD, NORMS, ROLES, Fused, Layout, is_norm, is_projection
+from luthier.core.transformer import Net
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One list of blocks: decoder, encoder, vision ... `parts`: role (cross.q for a second attention) -> path inside a block."""
+
+    name: str
+    path: str
+    blocks: nn.ModuleList = field(repr=False)
+    parts: dict[str, str | Fused] = field(repr=False)
+
+
+@dataclass
+class Anatomy:
+    """The parts of one model. net: what was given; root: the module that paths start from (the transformers model in a foreign Net)."""
+
+    net: nn.Module = field(repr=False)
+    root: nn.Module = field(repr=False)
+    stacks: dict[str, Stack]
+    kind: str  # config.json's model_type, "" for ours
+    switch: Switch = field(repr=False)
+    grown: list[str] = field(default_factory=list)  # tokens the vocabulary has been grown by, oldest first
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of every stack, a shared block as often as it runs."""
+        return [block for stack in self.stacks.values() for block in stack.blocks]
+
+    @property
+    def embed(self) -> Site:
+        return self._around("embed")
+
+    @property
+    def head(self) -> Site:
+        return self._around("head")
+
+    @property
+    def norm(self) -> Site:
+        return self._around("norm")
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head's weight is the embedding's."""
+        return "head" in self._paths() and self.head.module.weight is self.embed.module.weight
+
+    def find(self, *roles: str, layers: str | int | Iterable[int] | None = None) -> list[Site]:
+        """The sites of these roles, layer by layer. layers: "last 2", a number, several; in each stack. Refuses a role that no block has."""
+        chosen = {name: pick(layers, len(stack.blocks)) for name, stack in self.stacks.items()}
+        found = [self._sites(role, chosen) for role in dict.fromkeys(roles)]
+        order = [site for sites in found for site in sites]
+        stack_of = {name: i for i, name in enumerate(self.stacks)}
+        unique = {(site.path, site.role): site for site in order}
+        return sorted(
+            unique.values(), key=lambda site: (stack_of.get(site.stack, len(stack_of)), site.layer if site.layer >= 0 else 1 << 30)
+        )
+
+    def at(self, path: str) -> Site:
+        """Any module of the base model by its path, as a site without a role."""
+        try:
+            resolve(self.root, path)
+        except AttributeError:
+            raise ValueError(f"{type(self.root).__name__} has no module {path!r}{_meant(path, [p for p, _ in walk(self.root)])}") from None
+        return Site("", -1, "", path, self.root, self.switch)
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """(path, module) of the base model, as if nothing were around anything."""
+        return walk(self.root)
+
+    def owners(self, parameter: Tensor) -> list[tuple[Site, str]]:
+        """Every module that holds this parameter, and under which name: several where it is tied."""
+        return [(self.at(path), name) for path, module in self.modules() for name, own in module._parameters.items() if own is parameter]
+
+    def task_heads(self) -> dict[str, nn.Module]:
+        """What stands on the model for a task of its own: classifiers, spans, values; not the vocabulary's head."""
+        if isinstance(self.net, Net):
+            return {kind: module for kind, module in self.net.heads.items() if kind != "lm"}
+        body = self.root.base_model_prefix
+        children = dict(self.root.named_children())
+        if body not in children or self.root.get_output_embeddings() is not None:  # type: ignore[operator]
+            return {}
+        return {name: child for name, child in children.items() if name != body and any(True for _ in child.parameters())}  # type: ignore[comparison-overlap]
+
+    def state(self) -> dict[str, Tensor]:
+        """The base model's parameters and buffers under the names they would have without adapters."""
+        tensors: dict[str, Tensor] = {}
+        for path, module in self.modules():
+            values: dict[str, Any] = module._parameters | {
+                n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set
+            }
+            tensors |= {f"{path}.{name}" if path else name: value for name, value in values.items() if value is not None}
+        return tensors
+
+    # Which adapters are at work
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of all adapters there are."""
+        return tuple(dict.fromkeys(name for _, around in self.arounds() for name in around.adapters))
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        return self.switch.now().names
+
+    def activate(self, *names: str) -> None:
+        """From now on these adapters are at work, the last one outermost; without names, the base alone."""
+        self._check(names)
+        self.switch.default = tuple(names)
+
+    @contextmanager
+    def using(self, *names: str, rows: Tensor | None = None) -> Iterator[None]:
+        """Inside, these adapters are at work (none: the base alone), and again when backward repeats what ran inside.
+
+        rows (B, T) or (B, 1) int64: each token, or each row, takes names[rows] alone; -1 the base.
+        """
+        self._check(names)
+        with self.switch.using(tuple(names), rows):
+            yield
+
+    def arounds(self) -> list[tuple[str, Around]]:
+        """(path, Around) of every place with an adapter."""
+        return [(path, around) for path, _ in self.modules() if isinstance(around := resolve(self.root, path), Around)]
+
+    def remove(self, name: str) -> None:
+        """Take an adapter away for good."""
+        for path, _ in self.arounds():
+            self.at(path).unwrap(name)
+        self.switch.default = tuple(other for other in self.switch.default if other != name)
+
+    def _check(self, names: tuple[str, ...]) -> None:
+        known = self.adapters if names else ()
+        for name in names:
+            if name not in known:
+                raise ValueError(f"no adapter called {name!r}{_meant(name, known)}")
+
+    # Looking for sites
+
+    def _sites(self, role: str, layers: dict[str, list[int]]) -> list[Site]:
+        if role in AROUND:
+            return [self._around(role)]
+        *narrow, bare_role = role.split(".")
+        stacks = [name for name in narrow if name in self.stacks] or list(self.stacks)
+        which = [name for name in narrow if name in ("self", "cross")]
+        if bare_role not in ROLES or len(narrow) != len(which) + len([n for n in narrow if n in self.stacks]):
+            raise ValueError(f"no role called {role!r}{_meant(role, self._known())}")
+        prefixes = {"self": ("",), "cross": ("cross.",)}.get(which[0] if which else "", ("", "cross."))
+        keys = [prefix + bare_role for prefix in prefixes]
+        found = [site for name in stacks for i in layers[name] for key in keys if (site := self._site(name, i, key)) is not None]
+        if not found:
+            here = ", ".join(self.roles) or "none at all"
+            raise ValueError(f"no block of {type(self.root).__name__} has the role {role!r} (roles here: {here})")
+        return found
+
+    @property
+    def roles(self) -> list[str]:
+        """The roles that blocks of this model have."""
+        has = {
+            key: None
+            for stack in self.stacks.values()
+            for key in stack.parts
+            if any(_has(block, _path(stack.parts[key])) for block in stack.blocks)
+        }
+        return list(has)
+
+    def _known(self) -> list[str]:
+        return [*ROLES, *AROUND, *(f"{stack}.{role}" for stack in (*self.stacks, "cross", "self") for role in ROLES)]
+
+    def _site(self, stack: str, layer: int, role: str) -> Site | None:
+        part = self.stacks[stack].parts.get(role)
+        blocks = self.stacks[stack].blocks
+        if part is None or not _has(blocks[layer], _path(part)):  # hybrid models: not every block has it
+            return None
+        first = next(i for i, block in enumerate(blocks) if block is blocks[layer])  # a block that layers share is one place
+        path = f"{self.stacks[stack].path}.{first}.{_path(part)}"
+        rows = _rows(self.root.config, bare(resolve(self.root, path)), part) if isinstance(part, Fused) else None
+        return Site(role, first, stack, path, self.root, self.switch, rows)
+
+    def _around(self, role: str) -> Site:
+        path = self._paths().get(role)
+        if path is None:
+            raise ValueError(f"{type(self.root).__name__} has no {role}")
+        return Site(role, -1, "", path, self.root, self.switch)
+
+    def _paths(self) -> dict[str, str]:
+        if self.kind == "":
+            modules = dict(self.modules())
+            ours = {"embed": "embed.token", "head": "heads.lm.out", "norm": "norm"}
+            return {role: path for role, path in ours.items() if path in modules and not isinstance(modules[path], nn.Identity)}
+        found = {"embed": self.root.get_input_embeddings(), "head": self.root.get_output_embeddings(), "norm": self._last_norm()}  # type: ignore[operator]
+        return {
+            role: path for role, module in found.items() for path, other in self.modules() if module is not None and other is bare(module)
+        }
+
+    def _last_norm(self) -> nn.Module | None:
+        """The norm after the blocks: the last one beside the last stack."""
+        stem = list(self.stacks.values())[-1].path.rpartition(".")[0]
+        beside = bare(resolve(self.root, stem)).named_children()
+        norms = [bare(child) for name, child in beside if is_norm(bare(child)) and "embed" not in name]
+        return norms[-1] if norms else None
+
+
+def anatomy(net: nn.Module) -> Anatomy:
+    """Read the anatomy of a Net, ours or foreign, or of a transformers model."""
+    root = dict(net.named_children()).get("module", net)
+    kind = getattr(getattr(root, "config", None), "model_type", "")
+    stacks: dict[str, Stack] = {}
+    for path, module in walk(root):
+        if isinstance(module, nn.ModuleList) and (parts := _parts(module, kind)):
+            name = _unused(_stack_name(path, root), stacks)
+            stacks[name] = Stack(name, path, module, parts)
+    if not stacks:
+        raise ValueError(f"no layout fits {type(root).__name__} (model_type {kind!r}); add a row to ATTENTION in anatomy/table.py")
+    switches = (module.switch for module in root.modules() if isinstance(module, Around))
+    return Anatomy(net, root, stacks, kind, next(switches, None) or Switch())
+
+
+def pick(layers: str | int | Iterable[int] | None, count: int) -> list[int]:
+    """Layer numbers out of `count`: None all, "last 2", "first 2", a number, several; -1 is the last."""
+    if layers is None:
+        return list(range(count))
+    if isinstance(layers, str):
+        side, _, number = layers.partition(" ")
+        if side not in ("last", "first") or not number.isdigit() or int(number) == 0:
+            raise ValueError(f"blocks: {layers!r} is neither 'last N', 'first N' nor a list of numbers")
+        if int(number) > count:
+            raise ValueError(f"blocks: {layers!r}, but there are {count}")
+        return list(range(count))[-int(number) :] if side == "last" else list(range(int(number)))
+    numbers = [layers] if isinstance(layers, int) else list(layers)
+    wrong = [number for number in numbers if not -count <= number < count]
+    if wrong:
+        raise ValueError(f"blocks: there is no block {', '.join(map(str, wrong))}; they are numbered 0 to {count - 1}")
+    return sorted({number % count for number in numbers})
+
+
+def _parts(blocks: nn.ModuleList, kind: str) -> dict[str, str | Fused]:
+    attention = _fit(ATTENTION, blocks, kind)
+    if not attention:
+        return {}
+    cross = {f"cross.{role}": part for role, part in _fit(CROSS, blocks, kind).items()}
+    return attention | cross | _fit(FEED_FORWARD, blocks, kind) | _fit(NORMS, blocks, kind)
+
+
+def _fit(layouts: tuple[Layout, ...], blocks: nn.ModuleList, kind: str) -> dict[str, str | Fused]:
+    for layout in layouts:
+        fits = any(all(_has(block, _path(part)) for part in layout.parts.values()) for block in blocks)
+        if fits and (not layout.types or kind in layout.types):
+            return layout.parts
+    return {}
+
+
+def _has(block: nn.Module, path: str) -> bool:
+    try:
+        module = bare(resolve(block, path))
+    except AttributeError:
+        return False
+    return is_projection(module) or is_norm(module)
+
+
+def _path(part: str | Fused) -> str:
+    return part.path if isinstance(part, Fused) else part
+
+
+def _rows(config: Any, module: nn.Module, part: Fused) -> Tensor:
+    """The output rows of a fused projection that are this part's."""
+    total = module.out_features if isinstance(module, nn.Linear) else module.weight.shape[1]
+    heads = config.num_attention_heads
+    if part.per_head:  # [head, part, head_dim] in storage order
+        return torch.arange(total).view(heads, len(part.parts), -1)[:, part.index].reshape(-1)
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    shares = [heads, groups, groups] if part.parts == ("q", "k", "v") else [1] * len(part.parts)
+    start, stop = (total * sum(shares[:n]) // sum(shares) for n in (part.index, part.index + 1))
+    return torch.arange(start, stop)
+
+
+def _stack_name(path: str, root: nn.Module) -> str:
+    names = path.split(".")
+    found = [name for name in ("vision", "encoder", "decoder") if any(name in part for part in names)]
+    if found:
+        return found[0]
+    return "encoder" if isinstance(root, Net) and not root.causal else "decoder"
+
+
+def _unused(name: str, stacks: dict[str, Stack]) -> str:
+    return next(free for free in (name, *(f"{name}{i}" for i in range(2, 100))) if free not in stacks)
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known[:12])}" if known else ""

@@ -1,0 +1,70 @@
+"""Fold adapters into the base's weights, and say how far the logits moved."""
+
+import torch
+from torch import Tensor, nn
+
+from luthier.anatomy.anatomy import Anatomy
+from luthier.anatomy.site import Around
+from luthier.core.transformer import Net
+
+
+def merge(anatomy: Anatomy) -> float:
+    """Fold the adapters at work into the weights for good and take every adapter away.
+
+    Returns the largest difference between the logits before and after, on random ids. Refuses before anything is changed.
+    """
+    names = anatomy.active
+    arounds = anatomy.arounds()
+    _check(anatomy, arounds, names)
+    ids = torch.randint(0, _vocab(anatomy), (2, 16), generator=torch.Generator().manual_seed(0))
+    before = probe(anatomy, ids)
+    written: dict[int, nn.Parameter] = {}  # a parameter that modules share stays shared
+    for path, around in arounds:
+        with torch.no_grad():
+            changed = around.merged(names)
+        for name, value in changed.items():
+            parameter = (
+                written.setdefault(id(value), nn.Parameter(value.detach().clone(), requires_grad=False))
+                if isinstance(value, nn.Parameter)
+                else None
+            )
+            around.base._parameters[name] = parameter if parameter is not None else nn.Parameter(value, requires_grad=False)
+        for adapter in list(around.adapters):
+            anatomy.at(path).unwrap(adapter)
+    anatomy.switch.default = ()
+    return float((probe(anatomy, ids) - before).abs().max())
+
+
+def probe(anatomy: Anatomy, ids: Tensor) -> Tensor:
+    """Logits, or last hidden states without a vocabulary, in evaluation mode and without gradients."""
+    net = anatomy.net
+    ids = ids.to(next(net.parameters()).device)
+    training = net.training
+    net.eval()
+    try:
+        with torch.no_grad():
+            if isinstance(net, Net):
+                return net(ids) if "lm" in net.heads else net.hidden(ids)
+            inputs = {"decoder_input_ids": ids} if net.config.is_encoder_decoder else {}  # type: ignore[union-attr]
+            return net(input_ids=ids, **inputs)[0]
+    finally:
+        net.train(training)
+
+
+def _vocab(anatomy: Anatomy) -> int:
+    return anatomy.embed.module.weight.shape[0]  # type: ignore[return-value]
+
+
+def _check(anatomy: Anatomy, arounds: list[tuple[str, Around]], names: tuple[str, ...]) -> None:
+    for path, around in arounds:
+        active = [around.adapters[name] for name in names if name in around.adapters]
+        if not all(adapter.mergeable for adapter in active):
+            raise ValueError(f"{type(active[0]).__name__} around {path} cannot be merged: its output is not linear in its input")
+        changed = around.merged(tuple(names)) if active else {}
+        for name, value in changed.items():
+            others = [site.around for site, own in anatomy.owners(around.base._parameters[name]) if site.path != path]  # type: ignore[arg-type]
+            if any(other is None or other.merged(names).get(name) is not value for other in others):
+                raise ValueError(
+                    f"{path}.{name} is tied to another module, and the adapter is around one of them only: merging would change both. "
+                    "Leave the role out, or load the model with the tie undone"
+                )
