@@ -7,6 +7,7 @@ Rows are packed without padding: ids (1, N), documents one after the other.
 N tokens of a batch, M labelled positions of one term
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -38,7 +39,7 @@ class Example:
     prompt: int = 0  # the first tokens that see each other in a causal model
     reference: Any = None  # what predict() is compared with
     note: Any = None  # what predict() needs to know beside the batch
-    row: int = -1  # which row of the data
+    row: int = -1  # of once(): which row it is from; of Batches: the sample's place in its epoch
 
     @property
     def documents(self) -> tuple[int, ...]:
@@ -113,6 +114,12 @@ class Size:
 def wide(x: Tensor) -> Tensor:
     """Losses are summed in float32 at least."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def quoted(sample: Sample) -> str:
+    """The beginning of a row, for messages: enough to search the file for."""
+    text = json.dumps(sample.row, ensure_ascii=False, default=str)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def collate(examples: Sequence[Example]) -> Batch:

@@ -11,20 +11,17 @@ from tokenizers import Encoding
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from luthier.data.stream import Stream
+from luthier.data.stream import Sample, Stream
 from luthier.lookup import suggest
-from luthier.objectives._batch import Example, Term, wide
+from luthier.objectives._batch import Example, Term, quoted, wide
 from luthier.sources.model import Model
 
 
 def every_row(stream: Stream) -> Iterator[dict]:
-    """The rows of one epoch and the held-out ones; afterwards the stream stands where it stood."""
-    state = stream.state()
-    try:
-        for _ in range(stream.epoch_size):
-            yield next(stream).row
-    finally:
-        stream.restore(state)
+    """All rows, those of rare files and the held-out ones too."""
+    for part in stream.parts:
+        for index in part.train:
+            yield part[int(index)]
     yield from stream.held_out
 
 
@@ -36,11 +33,11 @@ def sorted_labels(values: Iterable[Any], field: str) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (int(name), "") if re.fullmatch(r"-?\d+", name) else (0, name)))
 
 
-def number_of(label: Any, labels: tuple[str, ...], row: int) -> int:
+def number_of(label: Any, labels: tuple[str, ...], sample: Sample) -> int:
     """The place of a label among the known ones."""
     if str(label) not in labels:
         known = f"the {len(labels)} labels of this objective"
-        raise ValueError(f"row {row + 1} has the label {str(label)!r}, which is not among {known}{suggest(str(label), labels)}")
+        raise ValueError(f"the label {str(label)!r} is not among {known}{suggest(str(label), labels)}: {quoted(sample)}")
     return labels.index(str(label))
 
 

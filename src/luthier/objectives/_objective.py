@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from luthier.data.stream import Sample, Stream
-from luthier.objectives._batch import Batch, Batches, Example, Reading, Size, Term
+from luthier.objectives._batch import Batch, Batches, Example, Reading, Size, Term, quoted
 from luthier.sources.model import Model
 
 
@@ -82,7 +82,7 @@ class Objective(ABC):
         missing = [key for key in self.needs if key not in sample.row]
         if missing:
             raise ValueError(
-                f"objective {self.kind} needs rows with {', '.join(self.needs)}; row {sample.index + 1} has "
-                f"{', '.join(sample.row)} and no {missing[0]}; choose another objective, or name the columns in data.columns"
+                f"objective {self.kind} needs rows with {', '.join(self.needs)}, and these have {', '.join(sample.row)}: {quoted(sample)}; "
+                "choose another objective, or say which column is which in data.columns"
             )
         return tuple(sample.row[key] for key in self.needs)

@@ -12,7 +12,7 @@ from tokenizers import Encoding
 from torch import Tensor, nn
 
 from luthier.data.stream import Sample
-from luthier.objectives._batch import Batch, Example, Reading, Term
+from luthier.objectives._batch import Batch, Example, Reading, Term, quoted
 from luthier.objectives._language import best_tokens, refuse_encoder, token_loss
 from luthier.objectives._objective import Objective
 from luthier.sources.model import Model
@@ -38,7 +38,7 @@ class Chat(Objective):
         try:
             text, spans = model.template.spans(self.fields(sample)[0])
         except ValueError as error:
-            raise ValueError(f"row {sample.index + 1} of the data: {error}") from None
+            raise ValueError(f"{error}: {quoted(sample)}") from None
         return Reading(sample, [text], spans)
 
     def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:

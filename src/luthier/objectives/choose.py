@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from luthier.data.stream import Sample
-from luthier.objectives._batch import Batch, Example, Reading, Term, wide
+from luthier.objectives._batch import Batch, Example, Reading, Term, quoted, wide
 from luthier.objectives._labels import sentence
 from luthier.objectives._objective import Objective
 from luthier.sources.model import Model
@@ -33,7 +33,7 @@ class Choose(Objective):
         answer, codes = reading.sample.row["answer"], reading.codes
         documents = [sentence("choose", 0, codes[i : i + 2], model, length) for i in range(0, len(codes), 2)]
         if not 0 <= answer < len(documents):
-            raise ValueError(f"row {reading.sample.index + 1}: the answer is number {answer}, from 0, of {len(documents)} choices")
+            raise ValueError(f"the answer is number {answer}, from 0, of {len(documents)} choices: {quoted(reading.sample)}")
         lengths = tuple(len(document.ids) for document in documents)
         starts = [sum(lengths[:i]) for i in range(len(lengths))]
         return [

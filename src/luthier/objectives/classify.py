@@ -34,7 +34,7 @@ class Classify(Objective):
         return Reading(sample, [text, sample.row["pair"]] if "pair" in sample.row else [text])
 
     def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:
-        label = number_of(reading.sample.row["label"], self.labels, reading.sample.index)
+        label = number_of(reading.sample.row["label"], self.labels, reading.sample)
         example = sentence("classify", label, reading.codes, model, length)
         example.reference = self.labels[label]
         return [example]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from luthier.data.stream import Sample
-from luthier.objectives._batch import Batch, Example, Reading, Term, wide
+from luthier.objectives._batch import Batch, Example, Reading, Term, quoted, wide
 from luthier.objectives._objective import Objective
 from luthier.sources.model import Model
 
@@ -123,8 +123,8 @@ def _answers(reading: Reading) -> list[tuple[str, int]]:
         text, start = answer["text"], answer["start"]
         if context[start : start + len(text)] != text:
             raise ValueError(
-                f"row {reading.sample.index + 1}: the answer {text!r} does not stand at character {start} of its context "
-                f"(there stands {context[start : start + len(text)]!r})"
+                f"the answer {text!r} does not stand at character {start} of its context, where there is "
+                f"{context[start : start + len(text)]!r}: {quoted(reading.sample)}"
             )
         found.append((text, start))
     return found

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from luthier.data.stream import Sample
-from luthier.objectives._batch import Batch, Example, Reading, Term, wide
+from luthier.objectives._batch import Batch, Example, Reading, Term, quoted, wide
 from luthier.objectives._labels import sentence
 from luthier.objectives._objective import Objective
 from luthier.sources.model import Model
@@ -31,7 +31,7 @@ class Regress(Objective):
         try:
             target = float(score)
         except (TypeError, ValueError):
-            raise ValueError(f"row {reading.sample.index + 1} has the score {score!r}, which is not a number") from None
+            raise ValueError(f"the score {score!r} is not a number: {quoted(reading.sample)}") from None
         example = sentence("regress", target, reading.codes, model, length)
         example.reference = target
         return [example]

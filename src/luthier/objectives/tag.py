@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from luthier.data.stream import Sample, Stream
 from luthier.data.tokenizer import Tokenizer
-from luthier.objectives._batch import Batch, Example, Reading, Term
+from luthier.objectives._batch import Batch, Example, Reading, Term, quoted
 from luthier.objectives._labels import class_loss, every_row, number_of, sorted_labels
 from luthier.objectives._objective import Objective
 from luthier.sources.model import Model
@@ -40,7 +40,7 @@ class Tag(Objective):
     def read(self, sample: Sample, model: Model) -> Reading:
         words, tags = self.fields(sample)
         if len(words) != len(tags):
-            raise ValueError(f"row {sample.index + 1} has {len(words)} words and {len(tags)} tags")
+            raise ValueError(f"{len(words)} words and {len(tags)} tags in one row; every word needs one: {quoted(sample)}")
         assert model.tokenizer is not None
         return Reading(sample, _spaced(words) if _writes_spaces(model.tokenizer) else list(words))
 
@@ -51,7 +51,7 @@ class Tag(Objective):
         start, end = _frame(model.tokenizer)
         blank = [next(i for i in (model.tokenizer.unk, model.tokenizer.pad, 0) if i is not None)]  # for words the tokenizer drops
         words = [(code.ids or blank)[: length - len(start) - len(end)] for code in reading.codes]
-        tags = [number_of(tag, self.labels, reading.sample.index) for tag in reading.sample.row["tags"]]
+        tags = [number_of(tag, self.labels, reading.sample) for tag in reading.sample.row["tags"]]
         ids: list[int] = []
         at: list[int] = []
         labels: list[int] = []
