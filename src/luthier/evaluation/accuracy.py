@@ -12,7 +12,6 @@ class Accuracy:
     """Share of right labels."""
 
     of: ClassVar[str] = "labels"
-    higher_is_better: ClassVar[bool] = True
     verified: ClassVar[str] = "scikit-learn accuracy_score"
 
     def score(self, predictions: Sequence[Hashable], references: Sequence[Hashable]) -> dict[str, float]:

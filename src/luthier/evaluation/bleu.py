@@ -1,4 +1,6 @@
-"""BLEU of a corpus. Papineni et al. 2002; reproducible tokenisation and smoothing as in Post 2018, arXiv:1804.08771 (sacreBLEU). 0 to 100.
+"""BLEU of a corpus. Papineni et al. 2002, doi:10.3115/1073083.1073135.
+
+Tokenised and smoothed as Post 2018 (arXiv:1804.08771, sacreBLEU) makes it reproducible. 0 to 100.
 
 BP * exp(mean_n log p_n), n = 1..4, with p_n the share of the predictions' n-grams found in a reference (each at most as often
 as there) and BP = exp(1 - r/c) where the predictions' length c falls short of the closest references' length r. An order with
@@ -24,7 +26,6 @@ class BLEU:
     tokens: Literal["auto", "13a", "zh", "char", "none"] = "auto"
     lowercase: bool = False
     of: ClassVar[str] = "texts"
-    higher_is_better: ClassVar[bool] = True
     verified: ClassVar[str] = "sacrebleu 2.6 corpus_bleu"
 
     def score(self, predictions: Sequence[str], references: Sequence[Reference]) -> dict[str, float]:

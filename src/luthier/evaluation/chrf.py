@@ -1,4 +1,6 @@
-"""chrF of a corpus: F-score of character n-grams. Popovic 2015, doi:10.18653/v1/W15-3049; chrF++ (2017) is word_order: 2. 0 to 100.
+"""F-score of character n-grams, chrF and chrF++. Popovic 2015, doi:10.18653/v1/W15-3049.
+
+Of a corpus, 0 to 100; chrF++ (Popovic 2017) is word_order: 2.
 
 (1 + beta^2) P R / (beta^2 P + R) with P and R the means of the precisions and recalls of the orders both sides have. White space does not
 count, so Chinese needs nothing of its own. With several references each row uses the one that scores best for it (sacreBLEU's rule).
@@ -22,7 +24,6 @@ class ChrF:
     word_order: int = 0
     beta: float = 2.0
     of: ClassVar[str] = "texts"
-    higher_is_better: ClassVar[bool] = True
     verified: ClassVar[str] = "sacrebleu 2.6 corpus_chrf"
 
     def score(self, predictions: Sequence[str], references: Sequence[Reference]) -> dict[str, float]:

@@ -1,4 +1,6 @@
-"""Exact match and F1 of answers. Rajpurkar et al. 2016 (SQuAD), arXiv:1606.05250, section 6.1. Both 0 to 1.
+"""Exact match and F1 of answers. Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1 (SQuAD).
+
+Both 0 to 1.
 
 Answers are compared in lower case without punctuation, English articles or superfluous spaces. F1 is over the bags of words the
 two answers share; each Chinese character counts as a word, and Chinese punctuation is dropped from answers that hold Chinese.
@@ -19,7 +21,6 @@ class ExactMatch:
     """Share of answers that are right to the letter, and their overlap with the right one."""
 
     of: ClassVar[str] = "spans"
-    higher_is_better: ClassVar[bool] = True
     verified: ClassVar[str] = "SQuAD 1.1's published rules, by hand"
 
     def score(self, predictions: Sequence[str], references: Sequence[Reference]) -> dict[str, float]:

@@ -1,4 +1,6 @@
-"""Macro F1: F1 of each class on its own, then their plain mean, so that rare classes count as much as common ones. 0 to 1.
+"""Macro F1: the mean of the classes' F1, so that rare classes count as much as common ones. Lewis et al. 2004 (RCV1).
+
+0 to 1.
 
 F1_c = 2 TP_c / (2 TP_c + FP_c + FN_c), over the classes that occur among predictions or references; 0 where a class is never right.
 """
@@ -16,7 +18,6 @@ class MacroF1:
     """Mean of the classes' F1."""
 
     of: ClassVar[str] = "labels"
-    higher_is_better: ClassVar[bool] = True
     verified: ClassVar[str] = "scikit-learn f1_score(average='macro')"
 
     def score(self, predictions: Sequence[Hashable], references: Sequence[Hashable]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Matthews correlation for any number of classes. Gorodkin 2004, eq. 8 (Matthews 1975 is its two-class case).
+"""Matthews correlation for any number of classes. Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006.
 
 With s rows, c of them right, and t_k, p_k the times class k is true and predicted:
 (c s - sum_k t_k p_k) / sqrt((s^2 - sum_k p_k^2) (s^2 - sum_k t_k^2)), in -1 to 1; 0 where only one class is predicted or true.
@@ -18,7 +18,6 @@ class Matthews:
     """Correlation between predicted and true labels (GLUE's measure for CoLA)."""
 
     of: ClassVar[str] = "labels"
-    higher_is_better: ClassVar[bool] = True
     verified: ClassVar[str] = "scikit-learn matthews_corrcoef"
 
     def score(self, predictions: Sequence[Hashable], references: Sequence[Hashable]) -> dict[str, float]:

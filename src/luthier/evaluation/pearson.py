@@ -1,4 +1,6 @@
-"""Pearson correlation of predicted and true values: covariance over the product of the standard deviations, -1 to 1.
+"""Pearson correlation of predicted and true values. Pearson 1895.
+
+Covariance over the product of the standard deviations, -1 to 1.
 
 NaN where either side is constant (no correlation is defined), as in SciPy.
 """
@@ -15,7 +17,6 @@ class Pearson:
     """Linear correlation of values."""
 
     of: ClassVar[str] = "values"
-    higher_is_better: ClassVar[bool] = True
     verified: ClassVar[str] = "SciPy pearsonr"
 
     def score(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:

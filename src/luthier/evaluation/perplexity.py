@@ -1,4 +1,4 @@
-"""Perplexity, bits per byte and mean loss of held-out text.
+"""Perplexity and bits per byte of held-out text. Jelinek et al. 1977.
 
 With nll the summed negative log-likelihood in nats: loss = nll / tokens, perplexity = exp(loss), bits per byte = nll / (ln 2 * bytes of the
 text as UTF-8). Perplexity depends on the tokenizer, bits per byte does not: models with different vocabularies are compared by it.
@@ -18,7 +18,6 @@ class Perplexity:
     """How surprised the model is by held-out text; predictions are nats per document, references its (tokens, bytes)."""
 
     of: ClassVar[str] = "likelihood"
-    higher_is_better: ClassVar[bool] = False
     verified: ClassVar[str] = "transformers' causal loss; closed form for a uniform model"
 
     def score(self, predictions: Sequence[float], references: Sequence[tuple[int, int]]) -> dict[str, float]:

@@ -1,4 +1,6 @@
-"""ROUGE-1, ROUGE-2, ROUGE-L and ROUGE-Lsum: mean F1 over the rows, 0 to 1. Lin 2004, sections 2, 3.1 and 3.2.
+"""ROUGE-1, ROUGE-2, ROUGE-L and ROUGE-Lsum of summaries. Lin 2004, sections 2, 3.1 and 3.2.
+
+Mean F1 over the rows, 0 to 1.
 
 1 and 2 count shared words and pairs of neighbours; L is the longest common subsequence; Lsum takes each line of the reference and
 the union of its common subsequences with all lines of the prediction. Words are runs of a-z and 0-9, lowered, not stemmed, and
@@ -21,7 +23,6 @@ class ROUGE:
     """Overlap of summaries with their references."""
 
     of: ClassVar[str] = "texts"
-    higher_is_better: ClassVar[bool] = True
     verified: ClassVar[str] = "rouge-score 0.1.2 RougeScorer, with words and by character"
 
     def score(self, predictions: Sequence[str], references: Sequence[Reference]) -> dict[str, float]:

@@ -1,4 +1,6 @@
-"""Entity F1 over BIO tags, as CoNLL 2003 scores it: an entity is right when its type and both its ends are right.
+"""F1 of whole entities over BIO tags. Tjong Kim Sang and De Meulder 2003 (CoNLL).
+
+An entity is right when its type and both its ends are right.
 
 Precision, recall and F1 are pooled over all entities of all rows. Broken sequences are read generously, as conlleval does: an I-
 that does not continue an entity of its type starts one. BIOES tags (E- ends an entity, S- is one alone) are read too.
@@ -16,7 +18,6 @@ class SpanF1:
     """F1 of whole entities."""
 
     of: ClassVar[str] = "tags"
-    higher_is_better: ClassVar[bool] = True
     verified: ClassVar[str] = "seqeval precision_score, recall_score, f1_score"
 
     def score(self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:

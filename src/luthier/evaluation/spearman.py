@@ -1,4 +1,6 @@
-"""Spearman rank correlation: Pearson correlation of the ranks, -1 to 1.
+"""Spearman rank correlation: Pearson correlation of the ranks. Spearman 1904.
+
+-1 to 1.
 
 Tied values share their mean rank; NaN where a side is constant, as in SciPy.
 """
@@ -15,7 +17,6 @@ class Spearman:
     """Correlation of the order of values."""
 
     of: ClassVar[str] = "values"
-    higher_is_better: ClassVar[bool] = True
     verified: ClassVar[str] = "SciPy spearmanr"
 
     def score(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:

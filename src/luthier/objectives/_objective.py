@@ -27,6 +27,7 @@ class Objective(ABC):
     """The contract. Fields of the dataclasses below it are the YAML keys under `objective:`."""
 
     needs: ClassVar[tuple[str, ...]] = ()  # keys every row must have
+    predicts: ClassVar[str] = "tokens"  # what predict() finds: tokens, labels, tags, spans or values
     learns: ClassVar[str] = "text"  # what a row lacks when it has nothing to learn
 
     def prepare(self, stream: Stream) -> "Objective":

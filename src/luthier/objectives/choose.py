@@ -21,6 +21,7 @@ class Choose(Objective):
     """The choices of a question stay together in one batch; predictions are places in the list of choices, counted from 0."""
 
     needs: ClassVar[tuple[str, ...]] = ("question", "choices", "answer")
+    predicts: ClassVar[str] = "labels"
 
     def heads(self) -> dict[str, int]:
         return {"choose": 1}

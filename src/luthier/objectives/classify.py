@@ -22,6 +22,7 @@ class Classify(Objective):
     labels: tuple[str, ...] = ()  # names in the order of the head's rows; left out: those of the data, sorted
 
     needs: ClassVar[tuple[str, ...]] = ("text", "label")
+    predicts: ClassVar[str] = "labels"
 
     def prepare(self, stream: Stream) -> "Classify":
         return self if self.labels else replace(self, labels=sorted_labels((row["label"] for row in every_row(stream)), "label"))

@@ -18,6 +18,7 @@ class Regress(Objective):
     """(score - target)^2 for each row."""
 
     needs: ClassVar[tuple[str, ...]] = ("text", "score")
+    predicts: ClassVar[str] = "values"
 
     def heads(self) -> dict[str, int]:
         return {"regress": 1}

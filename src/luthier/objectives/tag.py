@@ -27,6 +27,7 @@ class Tag(Objective):
     labels: tuple[str, ...] = ()  # names in the order of the head's rows; left out: those of the data, sorted
 
     needs: ClassVar[tuple[str, ...]] = ("tokens", "tags")
+    predicts: ClassVar[str] = "tags"
     learns: ClassVar[str] = "a word"
 
     def prepare(self, stream: Stream) -> "Tag":
