@@ -55,15 +55,22 @@ def read(path: Path) -> Saved:
     """Reads a checkpoint, each file compared with its recorded hash. ValueError names the file that is not whole."""
     if not (path / STATE).is_file():
         raise FileNotFoundError(errno.ENOENT, f"no checkpoint here: {STATE} is missing", str(path))
-    record = json.loads((path / STATE).read_text(encoding="utf-8"))
+    try:
+        record = json.loads((path / STATE).read_text(encoding="utf-8"))
+    except ValueError:
+        raise ValueError(_damaged(path / STATE)) from None
     tensors = {}
     for name, expected in record["files"].items():
         file = path / name
         if not file.is_file() or _hash(file) != expected:
-            raise ValueError(f"{file}: damaged since it was written; resume from another checkpoint in {path.parent}")
+            raise ValueError(_damaged(file))
         tensors[file.stem] = load_file(file)
     inner = tensors.pop("inner", {})
     return Saved(record["step"], tensors, _join(record["state"], inner))
+
+
+def _damaged(file: Path) -> str:
+    return f"{file}: damaged since it was written; resume from another checkpoint in {file.parents[1]}"
 
 
 def steps(folder: Path) -> list[int]:

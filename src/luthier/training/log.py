@@ -59,8 +59,6 @@ class Log:
         self.begun, self.done = time.monotonic(), done
 
     def __enter__(self) -> "Log":
-        folder = self.path.parent
-        folder.mkdir(parents=True, exist_ok=True)
         self.file = self.path.open("a", encoding="utf-8")
         self.bar.start()
         return self

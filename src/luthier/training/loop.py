@@ -65,6 +65,7 @@ def train(
     state = State.fresh(attached, batches, training)
     if resume is not None:
         _go_on(state, resume, folder, steps)
+    folder.mkdir(parents=True, exist_ok=True)
     logs.cut(folder / logs.NAME, state.record.step if resume else -1)
     with watched() as stop, logs.Log(folder, steps, state.record.step, training.tensorboard, console) as log:
         run = _Run(model.net, objective, state, training, folder, evaluate, steps, log)
@@ -181,8 +182,7 @@ def advance(
     moving.zero_grad()
     net.train()
     micro = next(state.batches)
-    with lowered(net, training.precision):
-        terms = accumulate(net, objective, micro, state.attached, state.scale.value if state.scale else 1.0)
+    terms = accumulate(net, objective, micro, state.attached, training.precision, state.scale.value if state.scale else 1.0)
     for name, value in terms.items():
         if not math.isfinite(value):
             raise RunFailed(f"step {step + 1}: the term {name!r} of the loss is {value}; {last_good()}")
@@ -213,18 +213,20 @@ def advance(
 
 
 def accumulate(
-    net: Net, objective: "Objective", micro: Sequence["Batch"], attached: "Attached", scale: float = 1.0
+    net: Net, objective: "Objective", micro: Sequence["Batch"], attached: "Attached", precision: str = "fp32", scale: float = 1.0
 ) -> dict[str, float]:
     """Gradients of the whole step's loss: each term's sum over all micro-batches / its count over all of them; and the terms' values."""
     counts: Counter[str] = Counter()
     for batch in micro:
         counts.update(batch.counts())
     values: dict[str, Tensor] = {}
-    for batch in micro:
-        parts = _parts(net, objective, batch.to(next(net.parameters()).device), counts)
-        _backward(sum(parts.values()), scale)  # type: ignore[arg-type]
-        for name, value in parts.items():
-            values[name] = values.get(name, 0) + value.detach()
+    device = next(net.parameters()).device
+    with lowered(net, precision):
+        for batch in micro:
+            parts = _parts(net, objective, batch.to(device), counts)
+            _backward(sum(parts.values()), scale)  # type: ignore[arg-type]
+            for name, value in parts.items():
+                values[name] = values.get(name, 0) + value.detach()
     penalty = attached.penalty()
     if penalty is not None:
         _backward(penalty, scale)
