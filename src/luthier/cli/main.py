@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
-from luthier.config import RunFailed
+from luthier.cli._words import Verb, plainly
 
 FOLDER = Path(__file__).parent
 
@@ -34,7 +34,10 @@ class Verbs(TyperGroup):
 
     def __init__(self, **options: Any):
         super().__init__(**options)
-        self.commands = {verb: TyperCommand(name=verb, help=help_line(verb)) for verb in verbs()}
+        self.commands = {verb: Verb(name=verb, help=help_line(verb)) for verb in verbs()}
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return plainly(super().get_params(ctx), options)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, stub, rest = super().resolve_command(ctx, args)
@@ -47,11 +50,12 @@ class Verbs(TyperGroup):
             raise
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
-        except (RunFailed, ValueError, OSError) as error:
-            if ctx.params.get("traceback"):
+        except Exception as error:
+            code = exit_code(error)
+            if code is None or ctx.params.get("traceback"):
                 raise
             typer.echo(f"luthier: {sentence(error)}", err=True)
-            raise typer.Exit(1 if isinstance(error, RunFailed) else 2) from None
+            raise typer.Exit(code) from None
 
 
 def verbs() -> list[str]:
@@ -69,9 +73,17 @@ def load(verb: str) -> Any:
     contents = vars(module)
     if "app" in contents:
         return typer.main.get_command(contents["app"])
+    function = contents[f"{verb}_" if f"{verb}_" in contents else verb]
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
-    single.command(verb)(contents[f"{verb}_" if f"{verb}_" in contents else verb])
+    single.command(verb, cls=Verb)(function)
     return typer.main.get_command(single)
+
+
+def exit_code(error: Exception) -> int | None:
+    """1: the run failed; 2: what the user gave is wrong; None: a defect of ours (or typer's own way to say it), let through."""
+    from luthier.config import RunFailed  # here: the YAML reader is not needed to show a help text
+
+    return 1 if isinstance(error, RunFailed) else 2 if isinstance(error, ValueError | OSError) else None
 
 
 def sentence(error: Exception) -> str:
