@@ -38,7 +38,7 @@ class Anatomy:
     stacks: dict[str, Stack]
     kind: str  # config.json's model_type, "" for ours
     switch: Switch = field(repr=False)
-    grown: list[str] = field(default_factory=list)  # tokens the vocabulary has been grown by, oldest first
+    grown: dict[int, str] = field(default_factory=dict)  # tokens that the vocabulary has been grown by, by id
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -57,10 +57,14 @@ class Anatomy:
     def norm(self) -> Site:
         return self._around("norm")
 
+    def has(self, role: str) -> bool:
+        """Whether there is an embed, head or norm."""
+        return role in self._paths()
+
     @property
     def tied(self) -> bool:
         """Whether the head's weight is the embedding's."""
-        return "head" in self._paths() and self.head.module.weight is self.embed.module.weight
+        return self.has("head") and self.head.module.weight is self.embed.module.weight
 
     def find(self, *roles: str, layers: str | int | Iterable[int] | None = None) -> list[Site]:
         """The sites of these roles, layer by layer. layers: "last 2", a number, several; in each stack. Refuses a role that no block has."""
@@ -79,7 +83,7 @@ class Anatomy:
             resolve(self.root, path)
         except AttributeError:
             raise ValueError(f"{type(self.root).__name__} has no module {path!r}{_meant(path, [p for p, _ in walk(self.root)])}") from None
-        return Site("", -1, "", path, self.root, self.switch)
+        return Site("", -1, "", path, self.root, self.net, self.switch)
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """(path, module) of the base model, as if nothing were around anything."""
@@ -191,13 +195,13 @@ class Anatomy:
         first = next(i for i, block in enumerate(blocks) if block is blocks[layer])  # a block that layers share is one place
         path = f"{self.stacks[stack].path}.{first}.{_path(part)}"
         rows = _rows(self.root.config, bare(resolve(self.root, path)), part) if isinstance(part, Fused) else None
-        return Site(role, first, stack, path, self.root, self.switch, rows)
+        return Site(role, first, stack, path, self.root, self.net, self.switch, rows)
 
     def _around(self, role: str) -> Site:
         path = self._paths().get(role)
         if path is None:
             raise ValueError(f"{type(self.root).__name__} has no {role}")
-        return Site(role, -1, "", path, self.root, self.switch)
+        return Site(role, -1, "", path, self.root, self.net, self.switch)
 
     def _paths(self) -> dict[str, str]:
         if self.kind == "":

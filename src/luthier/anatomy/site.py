@@ -288,6 +288,7 @@ class Site:
     stack: str
     path: str
     root: nn.Module = field(repr=False)
+    net: nn.Module = field(repr=False)  # everything; a foreign net holds its root and heads beside it
     switch: Switch = field(repr=False)
     rows: Tensor | None = None  # the output rows of a fused projection that are this role's
 
@@ -374,6 +375,8 @@ class Site:
         return self.around
 
     def _put(self, module: nn.Module) -> None:
-        parent, _, name = self.path.rpartition(".")
-        owner = bare(resolve(self.root, parent))
-        owner._modules[name] = module  # setattr would refuse nothing, but ModuleDict and ModuleList have no attributes of that name
+        """In place of what is there, in every parent that holds it: a head may stand in two places."""
+        old = resolve(self.root, self.path)
+        owners = [bare(resolve(self.root, self.path.rpartition(".")[0]))] if self.layer >= 0 else list(self.net.modules())
+        for owner, name in [(owner, name) for owner in owners for name, child in owner._modules.items() if child is old]:
+            owner._modules[name] = module

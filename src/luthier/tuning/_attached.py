@@ -1,0 +1,88 @@
+"""What a tuning method has attached to a model: its trainable parameters by name, and what the training loop asks of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.anatomy.anatomy import Anatomy
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that the optimizer treats alike; rate None is the run's learning rate."""
+
+    name: str
+    parameters: dict[str, nn.Parameter]
+    rate: float | None = None
+
+
+@dataclass
+class Attached:
+    """One method on one model.
+
+    name: of its adapter in the anatomy. parameters: names say stack, layer and role where there is a role, so they are the same for our
+    models and others. whole: the model itself is trained; save it instead of an adapter. A method with more to say (AdaLoRA: an
+    orthogonality penalty, a shrinking rank) gives penalty_of and step_of.
+    """
+
+    anatomy: Anatomy
+    name: str
+    method: Any
+    parameters: dict[str, nn.Parameter]
+    whole: bool = False
+    rates: dict[str, float] = field(default_factory=dict)  # parameter name -> its own learning rate
+    penalty_of: Callable[[], Tensor] | None = None
+    step_of: Callable[[int], None] | None = None
+
+    def groups(self) -> list[Group]:
+        """The trainable parameters by learning rate."""
+        by_rate: dict[float | None, dict[str, nn.Parameter]] = {}
+        for name, parameter in self.parameters.items():
+            by_rate.setdefault(self.rates.get(name), {})[name] = parameter
+        return [Group(self.name if rate is None else f"{self.name} at {rate:g}", members, rate) for rate, members in by_rate.items()]
+
+    def penalty(self) -> Tensor | None:
+        """A term of the method's own for the loss."""
+        return None if self.penalty_of is None else self.penalty_of()
+
+    def after_step(self, step: int) -> None:
+        """Called after the optimizer's step number `step`, from 1."""
+        if self.step_of is not None:
+            self.step_of(step)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that trains, by name: what a checkpoint needs for going on to the bit."""
+        return {name: parameter.detach() for name, parameter in self.parameters.items()}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the values of `state()` back. Refuses when a name or a shape does not fit, and changes nothing then."""
+        missing, unexpected = sorted(self.parameters.keys() - tensors.keys()), sorted(tensors.keys() - self.parameters.keys())
+        shapes = [name for name, value in tensors.items() if name in self.parameters and value.shape != self.parameters[name].shape]
+        if missing or unexpected or shapes:
+            told = [f"{what}: {', '.join(names)}" for what, names in _problems(missing, unexpected, shapes) if names]
+            raise ValueError(f"the saved state of {self.name!r} is of another model or method; {'; '.join(told)}")
+        with torch.no_grad():
+            for name, value in tensors.items():
+                self.parameters[name].copy_(value)
+
+    def save(self, directory: str | Path) -> None:
+        """Write the adapter as a peft folder, with luthier_state.safetensors beside it."""
+        from luthier.tuning._write import write  # the writer knows Attached
+
+        write(self, Path(directory))
+
+    def load(self, directory: str | Path) -> None:
+        """Put the adapter saved in a folder in the place of this one. Its parameters are new: build the optimizer afterwards."""
+        from luthier.tuning._read import read
+
+        self.anatomy.remove(self.name)
+        again = read(self.anatomy, Path(directory), self.name, trainable=True)
+        self.method, self.parameters = again.method, again.parameters
+
+
+def _problems(missing: list[str], unexpected: list[str], shapes: list[str]) -> list[tuple[str, list[str]]]:
+    return [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]

@@ -1,0 +1,97 @@
+"""Existing parameters that train: the place gets its own trainable copy, the base keeps its value, and a tie stays a tie."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from luthier.anatomy.anatomy import Anatomy
+from luthier.anatomy.site import Adapter, Own, Site, Values, walk
+
+Place = tuple[Site, str]  # a site and the name of one of its parameters
+
+
+def everything(sites: Iterable[Site]) -> list[Place]:
+    """All parameters of these places."""
+    return [(site, name) for site in sites for name in site.parameters]
+
+
+def inside(anatomy: Anatomy, module: nn.Module) -> list[Site]:
+    """Every place within a module (itself included) that holds parameters of its own, each once."""
+    within = {id(part) for _, part in walk(module)}
+    return [
+        anatomy.at(path) for path, part in anatomy.modules() if id(part) in within and any(p is not None for p in part._parameters.values())
+    ]
+
+
+def train_own(anatomy: Anatomy, name: str, places: Iterable[Place]) -> dict[str, nn.Parameter]:
+    """Give these places trainable copies under the adapter's name; a tied parameter is one copy wherever it stands.
+
+    The copies by name: address.parameter.
+    """
+    where = _index(anatomy)
+    chosen: dict[tuple[str, str], tuple[Site, dict[str, nn.Parameter]]] = {}  # (path, role on fused rows) -> its copies
+    copies: dict[int, nn.Parameter] = {}
+    named: dict[str, nn.Parameter] = {}
+    for site, parameter in places:
+        if site.rows is not None:
+            copy = _copy(site.parameters[parameter])
+            named[f"{site.address}.{parameter}"] = copy
+            chosen.setdefault((site.path, site.role), (site, {}))[1][parameter] = copy
+            continue
+        base = site.module._parameters[parameter]
+        if base is None or id(base) in copies:
+            continue
+        copies[id(base)] = named[f"{site.address}.{parameter}"] = _copy(site.parameters[parameter])
+        for path, other in where[id(base)]:
+            chosen.setdefault((path, ""), (site if path == site.path else anatomy.at(path), {}))[1][other] = copies[id(base)]
+    for site, own in chosen.values():
+        site.wrap(name, Own(own))
+    return named
+
+
+class NewRows(Adapter):
+    """Own vectors for some tokens of an embedding or a vocabulary head."""
+
+    mergeable = True
+
+    def __init__(self, ids_K: Tensor, rows_KD: nn.Parameter):
+        super().__init__()
+        self.register_buffer("ids_K", ids_K, persistent=False)
+        self.rows_KD = rows_KD
+
+    def values(self, current: Values) -> Values:
+        return {"weight": current["weight"].index_copy(0, self.get_buffer("ids_K"), self.rows_KD.to(current["weight"].dtype))}
+
+    merged = values
+
+
+def train_rows(anatomy: Anatomy, name: str, ids: list[int]) -> dict[str, nn.Parameter]:
+    """Train the vectors of these tokens alone, in the embedding and in the head (one and the same where they are tied)."""
+    named: dict[str, nn.Parameter] = {}
+    index = torch.tensor(ids)
+    for site in vocabulary(anatomy):
+        weight = site.module._parameters["weight"]
+        assert weight is not None
+        rows = named[f"{site.address}.rows"] = _copy(weight.detach()[index.to(weight.device)])
+        for place, _ in anatomy.owners(weight):
+            place.wrap(name, NewRows(index.to(weight.device), rows))
+    return named
+
+
+def vocabulary(anatomy: Anatomy) -> list[Site]:
+    """The embedding, and the head where its weight is another."""
+    return [anatomy.embed] if anatomy.tied or not anatomy.has("head") else [anatomy.embed, anatomy.head]
+
+
+def _copy(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.detach().clone(memory_format=torch.contiguous_format))
+
+
+def _index(anatomy: Anatomy) -> dict[int, list[tuple[str, str]]]:
+    where: dict[int, list[tuple[str, str]]] = {}
+    for path, module in anatomy.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                where.setdefault(id(parameter), []).append((path, name))
+    return where

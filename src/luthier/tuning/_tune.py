@@ -1,0 +1,76 @@
+"""tune: freeze the model, attach a method; a call that fails leaves the model as it was."""
+
+from typing import Any, Protocol
+
+from torch import nn
+
+from luthier.anatomy.anatomy import Anatomy
+from luthier.config import build
+from luthier.lookup import lookup
+from luthier.tuning._attached import Attached
+
+
+class Method(Protocol):
+    """A plug-in of this shelf."""
+
+    def attach(self, anatomy: Anatomy, name: str = "default") -> Attached: ...
+
+
+class Tuned(Protocol):
+    """What tune needs of a model: sources.model.Model."""
+
+    anatomy: Anatomy
+    attached: Any
+
+
+def tune(model: Tuned, method: Method | str | dict[str, Any], name: str = "default", **fields: Any) -> Attached:
+    """Freeze every weight, attach the method's trainable parameters under an adapter name, and put that adapter to work.
+
+    method: "lora" with its fields, {"kind": "lora", ...}, or LoRA(...). A second call under another name adds a second adapter;
+    model.anatomy.activate(name) switches. ValueError for fields or roles that do not fit; the model is then as it was.
+    """
+    attached = attach(model.anatomy, made(method, fields), name)
+    model.attached = attached
+    return attached
+
+
+def attach(body: Anatomy, method: Method, name: str = "default") -> Attached:
+    """`tune` for an anatomy without a Model around it."""
+    check_name(body, name)
+    before, active = _trainable(body.net), body.switch.default
+    body.net.requires_grad_(False)
+    try:
+        attached = method.attach(body, name)
+        for parameter in attached.parameters.values():
+            parameter.requires_grad_(True)
+    except BaseException:
+        body.remove(name)
+        for parameter in body.net.parameters():
+            parameter.requires_grad_(id(parameter) in before)
+        body.switch.default = active
+        raise
+    if not attached.whole:
+        body.activate(name)
+    return attached
+
+
+def made(method: Method | str | dict[str, Any], fields: dict[str, Any]) -> Method:
+    """A method object out of what a user may write."""
+    if isinstance(method, dict):
+        method, fields = str(method.get("kind", "full")), {**{key: value for key, value in method.items() if key != "kind"}, **fields}
+    if isinstance(method, str):
+        return build(lookup("tuning", method), fields)
+    if fields:
+        raise ValueError(f"{', '.join(fields)}: fields go with a method's name; {type(method).__name__} is made already")
+    return method
+
+
+def check_name(body: Anatomy, name: str) -> None:
+    if not name.isidentifier() or hasattr(nn.ModuleDict, name) or name in vars(nn.Module()):
+        raise ValueError(f"an adapter cannot be called {name!r}: letters, digits and _, and not a word that torch's modules use")
+    if name in body.adapters:
+        raise ValueError(f"there is an adapter called {name!r} already; give this one a name, or remove the other with anatomy.remove")
+
+
+def _trainable(net: nn.Module) -> set[int]:
+    return {id(parameter) for parameter in net.parameters() if parameter.requires_grad}

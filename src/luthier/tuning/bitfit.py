@@ -1,0 +1,33 @@
+"""BitFit: train the biases only. Ben Zaken et al. 2021, arXiv:2106.10199, section 3."""
+
+from dataclasses import dataclass
+
+from luthier.anatomy.anatomy import Anatomy
+from luthier.anatomy.table import is_norm, is_projection
+from luthier.tuning._attached import Attached
+from luthier.tuning._common import train_beside
+from luthier.tuning._own import Place, train_own
+
+
+@dataclass(frozen=True)
+class BitFit:
+    roles: tuple[str, ...] = ()  # () every bias of the model; (q, up) is the paper's smaller choice
+    also_train: tuple[str, ...] = ()  # embed, head, norm or roles that train whole
+    blocks: str | tuple[int, ...] | None = None  # with roles: "last 2" or numbers; all when left out
+
+    def attach(self, anatomy: Anatomy, name: str = "default") -> Attached:
+        places = self._places(anatomy)
+        if not places:
+            who = type(anatomy.root).__name__
+            raise ValueError(
+                f"{who} has no bias{' there' if self.roles else ''}: bitfit has nothing to train; take lora, or freeze with norms"
+            )
+        parameters = train_own(anatomy, name, places)
+        return Attached(anatomy, name, self, parameters | train_beside(anatomy, name, self.also_train))
+
+    def _places(self, anatomy: Anatomy) -> list[Place]:
+        """Biases by the type of their module, never by name: a table called relative_attention_bias is none."""
+        if self.roles:
+            return [(site, "bias") for site in anatomy.find(*self.roles, layers=self.blocks) if site.bias is not None]
+        owners = [(path, module) for path, module in anatomy.modules() if is_projection(module) or is_norm(module)]
+        return [(anatomy.at(path), "bias") for path, module in owners if module._parameters.get("bias") is not None]

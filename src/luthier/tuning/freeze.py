@@ -1,0 +1,33 @@
+"""Partial fine-tuning: some blocks, roles, norms or the embedding train, the rest is frozen. Howard & Ruder 2018, arXiv:1801.06146, 3.3."""
+
+from dataclasses import dataclass
+
+from luthier.anatomy.anatomy import Anatomy, pick
+from luthier.anatomy.site import Site
+from luthier.anatomy.table import is_norm
+from luthier.tuning._attached import Attached
+from luthier.tuning._common import train_beside
+from luthier.tuning._own import everything, inside, train_own
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """What trains; the rest is frozen."""
+
+    blocks: str | tuple[int, ...] | None = "last 2"  # "last 2" or numbers; empty for no whole block
+    roles: tuple[str, ...] = ()  # within those blocks these roles only; left out, whole blocks
+    norms: bool = False  # every norm of the model
+    also_train: tuple[str, ...] = ()  # embed, head, norm
+
+    def attach(self, anatomy: Anatomy, name: str = "default") -> Attached:
+        sites = anatomy.find(*self.roles, layers=self.blocks) if self.roles else self._whole(anatomy)
+        if self.norms:
+            sites += [anatomy.at(path) for path, module in anatomy.modules() if is_norm(module)]
+        parameters = train_own(
+            anatomy, name, everything({site.path + site.role * (site.rows is not None): site for site in sites}.values())
+        )
+        return Attached(anatomy, name, self, parameters | train_beside(anatomy, name, self.also_train))
+
+    def _whole(self, anatomy: Anatomy) -> list[Site]:
+        chosen = [stack.blocks[i] for stack in anatomy.stacks.values() for i in pick(self.blocks, len(stack.blocks))]
+        return [site for block in chosen for site in inside(anatomy, block)]

@@ -1,0 +1,15 @@
+"""Full fine-tuning: every weight of the model trains."""
+
+from dataclasses import dataclass
+
+from luthier.anatomy.anatomy import Anatomy
+from luthier.tuning._attached import Attached
+
+
+@dataclass(frozen=True)
+class Full:
+    def attach(self, anatomy: Anatomy, name: str = "default") -> Attached:
+        if anatomy.adapters:
+            raise ValueError(f"the model has adapters ({', '.join(anatomy.adapters)}): merge them first, or tune in another way")
+        parameters = dict(anatomy.net.named_parameters())
+        return Attached(anatomy, name, self, parameters, whole=True)
