@@ -64,7 +64,7 @@ def is_dataclass_node(node: ast.ClassDef) -> bool:
 def heading(docstring: str) -> tuple[str, str]:
     """Title and source of a file: its first line, cut where the citation begins."""
     first = docstring.partition("\n")[0].strip()
-    sentences = re.split(r"(?<=[a-z0-9)\]])\. (?=[A-Z])", first)  # not after an initial: "J. Hu"
+    sentences = re.split(r"(?<!\b[A-Z])(?<!\bal)\. (?=[A-Z])", first)  # not within "J. Hu" and "et al. NAACL 2021"
     cited = next((i for i, sentence in enumerate(sentences) if i and re.search(r"\b(19|20)\d\d\b|arXiv:", sentence)), None)
     if cited is not None:
         return ". ".join(sentences[:cited]), ". ".join(sentences[cited:]).removesuffix(".")
