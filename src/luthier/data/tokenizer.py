@@ -3,11 +3,16 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 from tokenizers import processors
 
+from luthier.data.words import Words, fits
+
+Ranges = list[tuple[int, int]]
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
 
 
@@ -53,13 +58,26 @@ class Tokenizer:
         return self.inner.encode(text, add_special_tokens=specials).ids
 
     def encode_batch(self, texts: Sequence[str], specials: bool = False) -> list[list[int]]:
-        """Ids of many texts at once, on several threads."""
+        """Ids of many texts at once, on several threads; words met before are not tokenised again."""
+        if self._words is not None and not specials:
+            return self._words.encode_batch(texts)
         return [encoding.ids for encoding in self.inner.encode_batch_fast(list(texts), add_special_tokens=specials)]
 
     def spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids, and for each the range of characters it stands for; no specials added."""
         encoding = self.inner.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
+
+    def encode_spans(self, texts: Sequence[str], spans: Sequence[Ranges]) -> list[tuple[list[int], Ranges]]:
+        """For each text its ids and, for its ranges of characters, the ranges of tokens that touch them; no specials added."""
+        if self._words is None:
+            codes = self.inner.encode_batch(list(texts), add_special_tokens=False)
+            return [(code.ids, touching(code.offsets, ranges)) for code, ranges in zip(codes, spans, strict=True)]
+        found = []
+        for text, ids, ranges in zip(texts, self._words.encode_batch(texts), spans, strict=True):
+            tokens = self._words.touching(text, ids, ranges)
+            found.append((ids, touching(self.spans(text)[1], ranges) if tokens is None else tokens))
+        return found
 
     def pair(self, first: str, second: str | None = None, length: int | None = None) -> tuple[list[int], list[int]]:
         """Ids and segment ids (0, 1) of one text or two, at most `length` ids; the longer text is cut first.
@@ -80,6 +98,10 @@ class Tokenizer:
                 b.truncate(kept[1])
         whole = self.inner.post_process(a, b, True)
         return whole.ids, whole.type_ids
+
+    @cached_property
+    def _words(self) -> Words | None:
+        return Words(self.inner) if fits(self.inner) else None
 
     def _pair_of_decoder(self, a: list[int], b: list[int] | None, length: int | None) -> tuple[list[int], list[int]]:
         start = [self.bos] if self.bos is not None and self.adds_bos else []
@@ -110,6 +132,7 @@ class Tokenizer:
     def add(self, tokens: Sequence[str], special: bool = False) -> int:
         """Adds tokens at the end of the vocabulary; returns how many of them were new."""
         entries = [tokenizers.AddedToken(token, special=special, normalized=False) for token in tokens]
+        self.__dict__.pop("_words", None)  # a new token may change what a word becomes
         return self.inner.add_special_tokens(entries) if special else self.inner.add_tokens(entries)
 
     def named(self) -> dict[str, str]:
@@ -148,6 +171,18 @@ class Tokenizer:
         first = processors.TemplateProcessing(single=[bos, "$A"], pair=[bos, "$A", "$B:1"], special_tokens=[(bos, self.bos)])
         present = self.inner.post_processor
         self.inner.post_processor = first if present is None else processors.Sequence([present, first])  # type: ignore[assignment]
+
+
+def touching(offsets: Sequence[tuple[int, int]], ranges: Ranges) -> Ranges:
+    """The tokens, by their characters, that touch each range. A token of spaces may have lost its characters: its end counts."""
+    ends, starts = np.array([end for _, end in offsets], np.int64), np.array([start for start, _ in offsets], np.int64)
+    found, before = [], 0
+    for start, stop in ranges:
+        first = int(np.searchsorted(ends, start, side="right"))
+        after = int(np.searchsorted(np.where(ends == starts, starts - 1, starts), stop, side="left"))
+        found.append((max(first, before), max(after, first, before)))
+        before = found[-1][1]
+    return found
 
 
 def cut_longest(first: int, second: int, room: int) -> tuple[int, int]:
