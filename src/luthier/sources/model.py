@@ -1,0 +1,87 @@
+"""A model ready for use: the net, its tokenizer and chat template, and its anatomy; ours or transformers', the same from here on."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.anatomy.anatomy import Anatomy, anatomy
+from luthier.anatomy.merge import merge
+from luthier.core.transformer import Net
+from luthier.data.template import Template
+from luthier.data.tokenizer import Tokenizer
+
+
+class Model:
+    """`source` is where the weights came from, for messages and manifests; `attached` is what a tuning method left here, or None."""
+
+    def __init__(
+        self,
+        net: Net,
+        tokenizer: Tokenizer | None = None,
+        template: Template | None = None,
+        source: str = "",
+        attached: Any = None,
+    ):
+        self.net, self.tokenizer, self.template, self.source, self.attached = net, tokenizer, template, source, attached
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """The parts of the net by role."""
+        return anatomy(self.net)
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether a second text, the decoder's, goes in beside the first."""
+        return len(self.anatomy.stacks) > 1 and "decoder" in self.anatomy.stacks and "encoder" in self.anatomy.stacks
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.net.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.net.parameters()).dtype
+
+    def logits(self, ids: Tensor, mask: Tensor | None = None, decoder_ids: Tensor | None = None, **inputs: Any) -> Tensor:
+        """(batch, time, vocab) in the model's dtype: scores of the next token (causal models) or of the same one.
+
+        ids (batch, time) int64; mask (batch, time) bool, False for padding; decoder_ids (batch, time) for encoder-decoders; inputs:
+        lengths, prompts, types, positions, cache, as Net.hidden takes them. ValueError where the model has no language-model head.
+        """
+        return self.net.logits(self.hidden(ids, mask, decoder_ids, **inputs))
+
+    def hidden(self, ids: Tensor, mask: Tensor | None = None, decoder_ids: Tensor | None = None, **inputs: Any) -> Tensor:
+        """(batch, time, width): the states after the last norm; arguments as for `logits`."""
+        if decoder_ids is not None:
+            inputs["decoder_ids"] = decoder_ids
+            if not self.encoder_decoder:
+                raise ValueError(f"decoder_ids are for encoder-decoder models, and {self.source or 'this model'} is none; leave them out")
+        return self.net.hidden(ids, mask, **inputs)
+
+    def save(self, directory: str | Path) -> None:
+        """The whole model in Hugging Face's form, adapters folded in: config.json, safetensors, tokenizer, chat template.
+
+        transformers loads it with equal logits. There whole or not at all: OSError leaves what was there before as it was.
+        """
+        from luthier.sources.save import save_model
+
+        save_model(self, Path(directory))
+
+    def save_adapter(self, directory: str | Path) -> None:
+        """Only what was trained, in peft's form where peft has one. ValueError where nothing is attached."""
+        self._tuned().save(Path(directory))
+
+    def merge(self) -> float:
+        """Folds the adapters at work into the weights for good; the largest difference of a logit before and after."""
+        self._tuned()
+        difference = merge(self.anatomy)
+        self.attached = None
+        return difference
+
+    def _tuned(self) -> Any:
+        if self.attached is None:
+            raise ValueError("this model has no adapter: tune it first (luthier.tune), or load it with adapter=FOLDER")
+        return self.attached

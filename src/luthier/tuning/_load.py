@@ -1,0 +1,29 @@
+"""A base with the adapter that was saved for it: what a run, the command line and `luthier.load` load models by."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luthier.sources.load import load_model
+from luthier.sources.model import Model
+from luthier.tuning._read import read
+
+
+def load(
+    source: Any, adapter: str | Path | None = None, dtype: torch.dtype | str | None = None, device: str | torch.device = "cpu"
+) -> Model:
+    """load_model of any source, run and adapter folders included, and on top the adapter of a peft folder."""
+    model = load_model(source, dtype, device, put_on)
+    if adapter is not None:
+        put_on(model, Path(adapter))
+    return model
+
+
+def put_on(model: Model, folder: Path) -> None:
+    """Attaches the adapter of a folder, at work and not trainable."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; an adapter is a folder with adapter_config.json and adapter_model.safetensors")
+    attached = read(model.anatomy, folder)
+    attached.source, attached.tokenizer = model.source, attached.tokenizer or model.tokenizer
+    model.attached, model.tokenizer = attached, attached.tokenizer
