@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +19,7 @@ from tokenizers import Encoding
 from torch import Tensor
 
 from luthier.data.stream import Sample, Stream
+from luthier.data.tokenizer import Tokenizer
 from luthier.sources.model import Model
 
 if TYPE_CHECKING:
@@ -164,28 +165,43 @@ def pack(examples: Sequence[Example], micro_tokens: int) -> list[Batch]:
 
 @dataclass
 class Reading:
-    """A sample on its way to examples: the strings it is read as, and their tokens once all strings are encoded together."""
+    """A sample on its way to examples: the strings it is read as, and their tokens (no special ones) once all strings are encoded."""
 
     sample: Sample
     texts: list[str]
-    spans: list[tuple[int, int]] = field(default_factory=list)  # characters that are learnt, where not all are
-    codes: list[Encoding] = field(default_factory=list)  # of the texts, without special tokens
+    spans: list[tuple[int, int]] = field(default_factory=list)  # characters of the only text that are learnt, where not all are
+    ids: list[list[int]] = field(default_factory=list)  # of the texts
+    ranges: list[tuple[int, int]] = field(default_factory=list)  # the tokens that touch each of the spans
+    codes: list[Encoding] = field(default_factory=list)  # instead of ids, for objectives that ask for them: ids and characters
 
 
 def encode(objective: "Objective", samples: Sequence[Sample], model: Model, length: int) -> list[list[Example]]:
     """The examples of each sample, tokenised together; [] where a sample has nothing to learn."""
     assert model.tokenizer is not None
     readings = [objective.read(sample, model) for sample in samples]
-    texts = list(chain.from_iterable(reading.texts for reading in readings))
-    codes = iter(model.tokenizer.inner.encode_batch(texts, add_special_tokens=False))
+    _tokenise(readings, model.tokenizer, objective.encodings)
     found = []
     for reading in readings:
-        reading.codes = [next(codes) for _ in reading.texts]
         examples = objective.examples(reading, model, length)
         for example in examples:
             example.row = reading.sample.index
         found.append(examples)
     return found
+
+
+def _tokenise(readings: Sequence[Reading], tokenizer: Tokenizer, encodings: bool) -> None:
+    texts = list(chain.from_iterable(reading.texts for reading in readings))
+    if any(reading.spans for reading in readings):
+        for reading, (ids, ranges) in zip(readings, tokenizer.encode_spans(texts, [r.spans for r in readings]), strict=True):
+            reading.ids, reading.ranges = [ids], ranges
+    elif encodings:
+        codes = iter(tokenizer.inner.encode_batch(texts, add_special_tokens=False))
+        for reading in readings:
+            reading.codes = list(islice(codes, len(reading.texts)))
+    else:
+        each = iter(tokenizer.encode_batch(texts))
+        for reading in readings:
+            reading.ids = list(islice(each, len(reading.texts)))
 
 
 def once(

@@ -1,4 +1,4 @@
-"""Labels by name, and sentences (one text or two) with the one position whose state stands for them.
+"""Labels by name, found in the data or given, and the loss of choosing among them.
 
 M sentences or tokens, D width, L labels
 """
@@ -7,14 +7,12 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tokenizers import Encoding
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from luthier.data.stream import Sample, Stream
 from luthier.lookup import suggest
-from luthier.objectives._batch import Example, Term, quoted, wide
-from luthier.sources.model import Model
+from luthier.objectives._batch import Term, quoted, wide
 
 
 def every_row(stream: Stream) -> Iterator[dict]:
@@ -39,14 +37,6 @@ def number_of(label: Any, labels: tuple[str, ...], sample: Sample) -> int:
         known = f"the {len(labels)} labels of this objective"
         raise ValueError(f"the label {str(label)!r} is not among {known}{suggest(str(label), labels)}: {quoted(sample)}")
     return labels.index(str(label))
-
-
-def sentence(term: str, label: Any, texts: list[Encoding], model: Model, length: int) -> Example:
-    """One or two texts as one document, read at the position the model's sentence heads are made for."""
-    assert model.tokenizer is not None
-    ids, types = model.tokenizer.join(*texts, length=length)
-    at = 0 if model.net.pool == "first" else len(ids) - 1
-    return Example(ids, {term: [at]}, {term: [label]}, types if any(types) else None)
 
 
 def class_loss(head: nn.Module, state_MD: Tensor, label_M: Tensor) -> Term:

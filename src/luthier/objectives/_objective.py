@@ -28,6 +28,7 @@ class Objective(ABC):
 
     needs: ClassVar[tuple[str, ...]] = ()  # keys every row must have
     predicts: ClassVar[str] = "tokens"  # what predict() finds: tokens, labels, tags, spans or values
+    encodings: ClassVar[bool] = False  # whether examples() works on reading.codes, which take longer than reading.ids
     learns: ClassVar[str] = "text"  # what a row lacks when it has nothing to learn
 
     def prepare(self, stream: Stream) -> "Objective":
@@ -45,7 +46,7 @@ class Objective(ABC):
 
     @abstractmethod
     def read(self, sample: Sample, model: Model) -> Reading:
-        """The strings that the sample is read as."""
+        """The strings that the sample is read as, and which of their characters are learnt."""
 
     @abstractmethod
     def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:

@@ -9,6 +9,7 @@ from luthier.data.stream import Sample
 from luthier.objectives._batch import Batch, Example, Reading, Term
 from luthier.objectives._language import best_tokens, refuse_encoder, token_loss
 from luthier.objectives._objective import Objective
+from luthier.objectives._sentence import frame
 from luthier.sources.model import Model
 
 
@@ -29,9 +30,8 @@ class Causal(Objective):
 
     def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:
         assert model.tokenizer is not None
-        bos, eos = model.tokenizer.bos, model.tokenizer.eos
-        start = [bos] if bos is not None and model.tokenizer.adds_bos else []
-        ids = start + reading.codes[0].ids + ([] if eos is None else [eos])
+        start, end = frame(model.tokenizer)
+        ids = start + reading.ids[0] + end
         return [_window(ids[i : i + length]) for i in range(0, len(ids) - 1, length - 1)]
 
     def loss(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> dict[str, Term]:

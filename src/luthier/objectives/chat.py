@@ -8,7 +8,6 @@ a prefix language model (Raffel et al. 2019, arXiv:1910.10683, section 3.2.1).
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from tokenizers import Encoding
 from torch import Tensor, nn
 
 from luthier.data.stream import Sample
@@ -34,18 +33,17 @@ class Chat(Objective):
             raise ValueError(f"{model.source} has no chat template; name one: data.template: human_assistant (or alpaca, vicuna, a file)")
 
     def read(self, sample: Sample, model: Model) -> Reading:
+        (messages,) = self.fields(sample)
         assert model.template is not None
         try:
-            text, spans = model.template.spans(self.fields(sample)[0])
+            text, spans = model.template.spans(messages)
         except ValueError as error:
             raise ValueError(f"{error}: {quoted(sample)}") from None
         return Reading(sample, [text], spans)
 
     def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:
-        code = reading.codes[0]
-        ids = code.ids[:length]
-        ranges = token_ranges(code, reading.spans, len(reading.texts[0]))
-        learnt = [i for start, stop in ranges for i in range(max(start, 1), min(stop, length))]
+        ids = reading.ids[0][:length]
+        learnt = [i for start, stop in reading.ranges for i in range(max(start, 1), min(stop, length))]
         if not learnt:
             return []
         labels = [ids[i] for i in learnt]
@@ -57,25 +55,3 @@ class Chat(Objective):
 
     def predict(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> list[list[int]]:
         return best_tokens(hidden, heads, batch, "lm")
-
-
-def token_ranges(code: Encoding, spans: list[tuple[int, int]], characters: int) -> list[tuple[int, int]]:
-    """For each range of characters the range of tokens that touch it."""
-    ranges = []
-    for start, stop in spans:
-        first, after = _token_at(code, start, characters), _token_at(code, stop, characters)
-        if after < len(code) and code.token_to_chars(after)[0] < stop:  # type: ignore[index]
-            after += 1  # it also holds the span's last character
-        if ranges and first < ranges[-1][1]:
-            first = ranges[-1][1]
-        ranges.append((first, after))
-    return ranges
-
-
-def _token_at(code: Encoding, place: int, characters: int) -> int:
-    """The first token with a character at `place` or, where the tokenizer drops that one, behind it."""
-    for character in range(place, characters):
-        token = code.char_to_token(character)
-        if token is not None:
-            return token
-    return len(code)

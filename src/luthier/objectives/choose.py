@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from luthier.data.stream import Sample
 from luthier.objectives._batch import Batch, Example, Reading, Term, quoted, wide
-from luthier.objectives._labels import sentence
 from luthier.objectives._objective import Objective
+from luthier.objectives._sentence import sentence
 from luthier.sources.model import Model
 
 
@@ -21,6 +21,7 @@ class Choose(Objective):
     """The choices of a question stay together in one batch; predictions are places in the list of choices, counted from 0."""
 
     needs: ClassVar[tuple[str, ...]] = ("question", "choices", "answer")
+    encodings: ClassVar[bool] = True
     predicts: ClassVar[str] = "labels"
 
     def heads(self) -> dict[str, int]:

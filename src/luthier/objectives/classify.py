@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from luthier.data.stream import Sample, Stream
 from luthier.objectives._batch import Batch, Example, Reading, Term
-from luthier.objectives._labels import class_loss, every_row, number_of, sentence, sorted_labels
+from luthier.objectives._labels import class_loss, every_row, number_of, sorted_labels
 from luthier.objectives._objective import Objective
+from luthier.objectives._sentence import sentence
 from luthier.sources.model import Model
 
 
@@ -22,6 +23,7 @@ class Classify(Objective):
     labels: tuple[str, ...] = ()  # names in the order of the head's rows; left out: those of the data, sorted
 
     needs: ClassVar[tuple[str, ...]] = ("text", "label")
+    encodings: ClassVar[bool] = True
     predicts: ClassVar[str] = "labels"
 
     def prepare(self, stream: Stream) -> "Classify":

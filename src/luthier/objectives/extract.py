@@ -40,6 +40,7 @@ class Extract(Objective):
     margin: float = 0.0  # by how much a span must beat the blank position
 
     needs: ClassVar[tuple[str, ...]] = ("question", "context", "answers")
+    encodings: ClassVar[bool] = True
     predicts: ClassVar[str] = "spans"
     learns: ClassVar[str] = "a context"
 

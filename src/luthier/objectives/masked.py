@@ -15,6 +15,7 @@ from luthier.data.tokenizer import Tokenizer
 from luthier.objectives._batch import Batch, Example, Reading, Term
 from luthier.objectives._language import best_tokens, token_loss
 from luthier.objectives._objective import Objective
+from luthier.objectives._sentence import frame
 from luthier.sources.model import Model
 
 
@@ -42,16 +43,13 @@ class Masked(Objective):
         return Reading(sample, list(self.fields(sample)))
 
     def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:
-        tokenizer, code = model.tokenizer, reading.codes[0]
-        assert tokenizer is not None
-        room = length - tokenizer.inner.num_special_tokens_to_add(False)
+        assert model.tokenizer is not None
+        start, end = frame(model.tokenizer)
+        room = length - len(start) - len(end)
         if room < 1:
             raise ValueError(f"data.length={length} leaves no room for text beside the special tokens")
-        if not code.ids:
-            return []
-        code.truncate(room)
-        rng = reading.sample.rng("masked")
-        return [self._hide(tokenizer.join(part)[0], tokenizer, rng) for part in (code, *code.overflowing)]
+        ids, rng = reading.ids[0], reading.sample.rng("masked")
+        return [self._hide(start + ids[i : i + room] + end, model.tokenizer, rng) for i in range(0, len(ids), room)]
 
     def _hide(self, ids: list[int], tokenizer: Tokenizer, rng: random.Random) -> Example:
         assert tokenizer.mask is not None

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from luthier.data.stream import Sample
 from luthier.objectives._batch import Batch, Example, Reading, Term, quoted, wide
-from luthier.objectives._labels import sentence
 from luthier.objectives._objective import Objective
+from luthier.objectives._sentence import sentence
 from luthier.sources.model import Model
 
 
@@ -18,6 +18,7 @@ class Regress(Objective):
     """(score - target)^2 for each row."""
 
     needs: ClassVar[tuple[str, ...]] = ("text", "score")
+    encodings: ClassVar[bool] = True
     predicts: ClassVar[str] = "values"
 
     def heads(self) -> dict[str, int]:

@@ -14,6 +14,7 @@ from luthier.data.tokenizer import Tokenizer
 from luthier.objectives._batch import Batch, Example, Reading, Term, quoted
 from luthier.objectives._labels import class_loss, every_row, number_of, sorted_labels
 from luthier.objectives._objective import Objective
+from luthier.objectives._sentence import frame
 from luthier.sources.model import Model
 
 _IDEOGRAPHIC = (("\u2e80", "\u9fff"), ("\uf900", "\ufaff"), ("\uff00", "\uffef"))  # kana among them, and full-width signs
@@ -46,12 +47,12 @@ class Tag(Objective):
         return Reading(sample, _spaced(words) if _writes_spaces(model.tokenizer) else list(words))
 
     def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:
-        if not reading.codes:
+        if not reading.ids:
             return []
         assert model.tokenizer is not None
-        start, end = _frame(model.tokenizer)
+        start, end = frame(model.tokenizer)
         blank = [next(i for i in (model.tokenizer.unk, model.tokenizer.pad, 0) if i is not None)]  # for words the tokenizer drops
-        words = [(code.ids or blank)[: length - len(start) - len(end)] for code in reading.codes]
+        words = [(piece or blank)[: length - len(start) - len(end)] for piece in reading.ids]
         tags = [number_of(tag, self.labels, reading.sample) for tag in reading.sample.row["tags"]]
         ids: list[int] = []
         at: list[int] = []
@@ -91,14 +92,6 @@ def _documents(words: list[list[int]], room: int) -> list[list[list[int]]]:
         documents[-1].append(word)
         left -= len(word)
     return documents
-
-
-def _frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """What stands around a single text."""
-    if tokenizer.cls is not None:
-        return [tokenizer.cls], [] if tokenizer.sep is None else [tokenizer.sep]
-    start = tokenizer.bos if tokenizer.adds_bos else None
-    return [] if start is None else [start], [] if tokenizer.eos is None else [tokenizer.eos]
 
 
 def _writes_spaces(tokenizer: Tokenizer) -> bool:
