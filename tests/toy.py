@@ -1,11 +1,6 @@
-"""A run small enough to kill a hundred times: a bag-of-vectors net with dropout, rows by number, a method with a memory of its own.
+"""A run small enough to kill a hundred times: a bag-of-vectors net with dropout, rows by number, a method with a memory of its own."""
 
-As a script it trains in a process of its own: python tests/toy.py FOLDER '{"steps": 30, ...}' [CHECKPOINT|auto]
-"""
-
-import json
 import random
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -71,7 +66,7 @@ def row(number: int) -> tuple[list[int], list[int]]:
 
 def collate(numbers: list[int]) -> ToyBatch:
     rows = [row(number) for number in numbers]
-    ids, labels = (torch.tensor(sum((part[i] for part in rows), [])) for i in (0, 1))
+    ids, labels = (torch.tensor([value for part in rows for value in part[i]]) for i in (0, 1))
     return ToyBatch(ids[None], labels, tuple(len(part[0]) for part in rows))
 
 
@@ -193,15 +188,14 @@ class Toy:
 
     def run(self, resume: Path | None = None, **options: Any) -> History:
         model: Any = SimpleNamespace(net=self.net)
-        parts: Any = (model, self.attached, self.objective, self.batches)
-        return train(*parts, self.training, self.folder, **{"evaluate": self.evaluate, "resume": resume, **options})
+        parts: dict[str, Any] = {"attached": self.attached, "objective": self.objective, "batches": self.batches}
+        return train(model, **parts, training=self.training, folder=self.folder, resume=resume, **{"evaluate": self.evaluate, **options})
 
     def weights(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in self.attached.state().items()}
 
 
-if __name__ == "__main__":
+def go_on(home: Path, options: dict[str, Any]) -> None:
+    """Trains from the newest checkpoint, or from the start: what a new process does after the last one was killed."""
     torch.set_num_threads(1)
-    home = Path(sys.argv[1])
-    start = checkpoint.newest(home / "checkpoints") if sys.argv[3:] == ["auto"] else None
-    Toy(Training(**json.loads(sys.argv[2])), home).run(start)
+    Toy(Training(**options), home).run(checkpoint.newest(home / "checkpoints"))

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from toy import Toy, ToyBatches
 
 from luthier.config import RunFailed
 from luthier.training import checkpoint, log
@@ -17,6 +16,7 @@ from luthier.training.loop import accumulate, count_steps
 from luthier.training.precision import lowered, settle
 from luthier.training.settings import Training
 from luthier.training.stop import Interrupted
+from toy import Toy, ToyBatches
 
 
 def settings(**options: Any) -> Training:
@@ -54,7 +54,14 @@ def test_the_loss_is_the_mean_over_labelled_tokens_of_the_whole_step(tmp_path: P
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"ema": 0.9}, {"precision": "bf16"}, {"precision": "fp16", "ema": 0.5}, {"optimizer": "adafactor"}, {"optimizer": "sgd", "momentum": 0.9}],
+    [
+        {},
+        {"ema": 0.9},
+        {"precision": "bf16"},
+        {"precision": "fp16", "ema": 0.5},
+        {"optimizer": "adafactor"},
+        {"optimizer": "sgd", "momentum": 0.9},
+    ],
     ids=lambda options: "-".join(map(str, options.values())) or "plain",
 )
 @pytest.mark.parametrize("stop", [1, 5, 11])
@@ -113,7 +120,8 @@ def test_the_best_weights_are_handed_over_on_request(tmp_path: Path) -> None:
 def test_a_run_learns_and_the_average_is_what_it_hands_over(tmp_path: Path) -> None:
     toy = Toy(settings(steps=60, ema=0.8, rate=0.05), tmp_path, dropout=0.0, noise=0.0)
     history = toy.run()
-    assert history.before and history.after
+    assert history.before
+    assert history.after
     assert history.after["loss"] < history.before["loss"] - 0.5
     with torch.no_grad():
         assert toy.evaluate() == {"loss": history.after["loss"]}
@@ -171,7 +179,7 @@ def test_a_signal_lets_the_step_finish_and_the_resumed_run_is_the_same(number: i
 def test_fp16_skips_a_step_whose_gradients_overflow_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     toy = Toy(settings(precision="fp16"), tmp_path, noise=0.0)
     penalty = toy.attached.penalty
-    toy.attached.penalty = lambda: penalty() * (1e36 if toy.objective.calls == 6 else 1.0)  # type: ignore
+    toy.attached.penalty = lambda: penalty() * (1e36 if toy.objective.calls == 6 else 1.0)  # type: ignore[method-assign]
     toy.run()
     skipped = [line for line in lines(tmp_path) if "skipped" in line]
     assert 3 in [line["step"] for line in skipped]
@@ -182,7 +190,7 @@ def test_fp16_skips_a_step_whose_gradients_overflow_and_says_so(tmp_path: Path, 
 def test_overflow_outside_fp16_stops_the_run(tmp_path: Path) -> None:
     toy = Toy(settings(), tmp_path)
     penalty = toy.attached.penalty
-    toy.attached.penalty = lambda: (penalty() * 1e-30).sqrt().sqrt() * 1e38  # type: ignore  # finite, its gradient squared is not
+    toy.attached.penalty = lambda: (penalty() * 1e-30).sqrt().sqrt() * 1e38  # type: ignore[method-assign]  # finite, its gradient squared is not
     with pytest.raises(RunFailed, match="step 1: the norm of the gradients is inf; there is no checkpoint yet"):
         toy.run()
 

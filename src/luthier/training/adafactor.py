@@ -35,6 +35,7 @@ class Adafactor(Optimizer):
         memory = self.state[parameter]
         memory["step"] = memory.get("step", torch.zeros(())) + 1  # a tensor, so that it is saved like the others
         beta = 1 - float(memory["step"]) ** DECAY
+        assert parameter.grad is not None
         update = _whiten(parameter.grad, memory, beta)
         update /= (_size(update) / THRESHOLD).clamp(min=1.0)
         rate = group["lr"] * _size(parameter).clamp(min=SIZE_FLOOR) if group["relative"] else group["lr"]

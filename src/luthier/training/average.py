@@ -1,4 +1,4 @@
-"""EMA: a running mean of what is trained, which is evaluated and saved in its place. Polyak and Juditsky 1992; decay min(d, (1+t)/(10+t))."""
+"""EMA: a running mean of what is trained, which is evaluated and saved in its place. Polyak and Juditsky 1992."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

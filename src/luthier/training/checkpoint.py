@@ -161,7 +161,11 @@ def _hash(path: Path) -> str:
 
 def _sentence(folder: Path, final: Path, error: OSError) -> str:
     before = newest(folder)
-    kept = f"the checkpoint before it is whole, {before}; make room and go on with --resume auto" if before else "no checkpoint was there before"
+    kept = (
+        f"the checkpoint before it is whole, {before}; make room and go on with --resume auto"
+        if before
+        else "no checkpoint was there before"
+    )
     return f"cannot write the checkpoint {final}: {error.strerror or error}; {kept}"
 
 

@@ -172,9 +172,7 @@ class _Run:
         self.net.eval()
 
 
-def advance(
-    net: Net, objective: "Objective", state: State, training: Training, steps: int, last_good: Callable[[], str]
-) -> dict[str, Any]:
+def advance(net: Net, objective: "Objective", state: State, training: Training, steps: int, last_good: Callable[[], str]) -> dict[str, Any]:
     """One optimizer step over the micro-batches of one batch; what there is to log about it."""
     step, moving = state.record.step, state.optimizer
     rate = factor(training, step, steps)
@@ -237,7 +235,7 @@ def accumulate(
 def _parts(net: Net, objective: "Objective", batch: "Batch", counts: Counter[str]) -> dict[str, Tensor]:
     hidden = net.hidden(**objective.inputs(batch))
     terms = objective.loss(hidden, net.heads, batch)
-    assert terms and set(terms) <= set(counts), f"terms {sorted(terms)} without counts: the batch counts {sorted(counts)}"
+    assert set(terms) <= set(counts), f"terms {sorted(terms)} without counts: the batch counts {sorted(counts)}"
     return {name: term.sum * (term.weight / max(1, counts[name])) for name, term in terms.items()}
 
 

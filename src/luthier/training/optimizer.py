@@ -6,7 +6,6 @@ The state is read and written by parameter name ("NAME/FIELD"), so that it survi
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -43,7 +42,14 @@ def _split(training: Training, group: Group) -> Iterator[dict]:
         chosen = {name: value for name, value in group.parameters.items() if (value.dim() > 1) == decayed}
         if chosen:
             decay = training.weight_decay if decayed else 0.0
-            yield {"params": list(chosen.values()), "names": list(chosen), "name": group.name, "rate": rate, "lr": rate, "weight_decay": decay}
+            yield {
+                "params": list(chosen.values()),
+                "names": list(chosen),
+                "name": group.name,
+                "rate": rate,
+                "lr": rate,
+                "weight_decay": decay,
+            }
 
 
 def named(optimizer: Optimizer) -> dict[str, nn.Parameter]:
@@ -87,5 +93,6 @@ def clip(parameters: Sequence[Tensor], limit: float) -> Tensor:
     norm = nn.utils.get_total_norm(grads)
     if limit:
         factor = (limit / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(grads, factor.to(grads[0].device))
+        for grad in grads:
+            grad.mul_(factor.to(grad.device))
     return norm

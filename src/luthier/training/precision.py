@@ -1,4 +1,4 @@
-"""Precision: frozen weights and activations in bf16 or fp16, what is trained in fp32. Micikevicius et al. 2018, arXiv:1710.03740, section 3.
+"""Precision: frozen weights and activations in bf16 or fp16, what trains in fp32. Micikevicius et al. 2018, arXiv:1710.03740, section 3.
 
 No autocast: `lowered` puts casts of the trained parameters in their places, so the products run in the low precision and the gradients
 arrive in fp32. The casts stay in place until backward is over, as recomputation runs the forward once more then.
@@ -60,9 +60,9 @@ class LossScale:
         return cls(value=2.0**16) if precision == "fp16" else None
 
     def unscale(self, parameters: Iterable[Tensor]) -> None:
-        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if grads:
-            torch._foreach_mul_(grads, 1.0 / self.value)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(1.0 / self.value)
 
     def learn(self, finite: bool) -> None:
         """After a step: whether its gradients were finite."""

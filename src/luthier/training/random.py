@@ -15,11 +15,11 @@ def seed_all(seed: int) -> None:
 
 def state() -> dict[str, Any]:
     """Tensors and JSON values."""
-    name, keys, *rest = numpy.random.get_state()
+    name, keys, *rest = numpy.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [name, torch.from_numpy(keys.astype("int64")), *rest],
+        "numpy": [name, torch.tensor([int(key) for key in keys]), *rest],
         "python": random.getstate(),
     }
 

@@ -1,7 +1,8 @@
 """Learning-rate schedules: pure functions of the step, giving the factor that the rate is multiplied with.
 
 Step 0 is the first. With warm-up the factor rises from 0 as step / warmup. Linear and cosine as in transformers; cosine: Loshchilov and
-Hutter 2017, arXiv:1608.03983, eq. 5, one period; WSD (warm-up, stable, decay): Hu et al. 2024, arXiv:2404.06395, section 4, with a cosine end.
+Hutter 2017, arXiv:1608.03983, eq. 5, one period; WSD (warm-up, stable, decay): Hu et al. 2024, arXiv:2404.06395, section 4, the
+end a cosine.
 """
 
 import math
