@@ -79,15 +79,18 @@ class Anatomy:
 
     def at(self, path: str) -> Site:
         """Any module of the base model by its path, as a site without a role."""
+        root = self._root(path)
         try:
-            resolve(self.root, path)
+            resolve(root, path)
         except AttributeError:
-            raise ValueError(f"{type(self.root).__name__} has no module {path!r}{_meant(path, [p for p, _ in walk(self.root)])}") from None
-        return Site("", -1, "", path, self.root, self.net, self.switch)
+            raise ValueError(f"{type(self.root).__name__} has no module {path!r}{_meant(path, [p for p, _ in self.modules()])}") from None
+        return Site("", -1, "", path, root, self.net, self.switch)
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """(path, module) of the base model, as if nothing were around anything."""
-        return walk(self.root)
+        """(path, module) of the base model, as if nothing were around anything; heads added to a foreign model come after it."""
+        yield from walk(self.root)
+        if self.root is not self.net:
+            yield from walk(self.net.get_submodule("heads"), "heads")
 
     def owners(self, parameter: Tensor) -> list[tuple[Site, str]]:
         """Every module that holds this parameter, and under which name: several where it is tied."""
@@ -95,13 +98,15 @@ class Anatomy:
 
     def task_heads(self) -> dict[str, nn.Module]:
         """What stands on the model for a task of its own: classifiers, spans, values; not the vocabulary's head."""
-        if isinstance(self.net, Net):
-            return {kind: module for kind, module in self.net.heads.items() if kind != "lm"}
+        added = {kind: head for kind, head in self.net.heads.items() if kind != "lm"} if isinstance(self.net, Net) else {}
+        if self.kind == "":
+            return added
+        added = {kind: head for kind, head in added.items() if any(True for _ in head.parameters())}  # others are the model's own
         body = self.root.base_model_prefix
         children = dict(self.root.named_children())
         if body not in children or self.root.get_output_embeddings() is not None:  # type: ignore[operator]
-            return {}
-        return {name: child for name, child in children.items() if name != body and any(True for _ in child.parameters())}  # type: ignore[comparison-overlap]
+            return added
+        return added | {name: child for name, child in children.items() if name != body and any(True for _ in child.parameters())}  # type: ignore[comparison-overlap]
 
     def state(self) -> dict[str, Tensor]:
         """The base model's parameters and buffers under the names they would have without adapters."""
@@ -141,7 +146,10 @@ class Anatomy:
 
     def arounds(self) -> list[tuple[str, Around]]:
         """(path, Around) of every place with an adapter."""
-        return [(path, around) for path, _ in self.modules() if isinstance(around := resolve(self.root, path), Around)]
+        return [(path, around) for path, _ in self.modules() if isinstance(around := resolve(self._root(path), path), Around)]
+
+    def _root(self, path: str) -> nn.Module:
+        return self.net if self.root is not self.net and path.startswith("heads.") else self.root
 
     def remove(self, name: str) -> None:
         """Take an adapter away for good."""

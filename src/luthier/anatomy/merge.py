@@ -43,10 +43,11 @@ def probe(anatomy: Anatomy, ids: Tensor) -> Tensor:
     net.eval()
     try:
         with torch.no_grad():
+            two = "encoder" in anatomy.stacks and "decoder" in anatomy.stacks
             if isinstance(net, Net):
-                return net(ids) if "lm" in net.heads else net.hidden(ids)
-            inputs = {"decoder_input_ids": ids} if net.config.is_encoder_decoder else {}  # type: ignore[union-attr]
-            return net(input_ids=ids, **inputs)[0]
+                hidden = net.hidden(ids, **({"decoder_ids": ids} if two else {}))
+                return net.logits(hidden) if "lm" in net.heads else hidden
+            return net(input_ids=ids, **({"decoder_input_ids": ids} if two else {}))[0]
     finally:
         net.train(training)
 

@@ -35,6 +35,8 @@ class Attached:
     parameters: dict[str, nn.Parameter]
     whole: bool = False
     rates: dict[str, float] = field(default_factory=dict)  # parameter name -> its own learning rate
+    source: str = ""  # where the base's weights came from
+    tokenizer: Any = None  # saved with the adapter where the vocabulary has grown
     penalty_of: Callable[[], Tensor] | None = None
     step_of: Callable[[int], None] | None = None
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from luthier.anatomy.anatomy import Anatomy
 from luthier.anatomy.site import Adapter, Own, Site, Values, walk
+from luthier.anatomy.table import AROUND
 
 Place = tuple[Site, str]  # a site and the name of one of its parameters
 
@@ -42,7 +43,10 @@ def train_own(anatomy: Anatomy, name: str, places: Iterable[Place]) -> dict[str,
         base = site.module._parameters[parameter]
         if base is None or id(base) in copies:
             continue
-        copies[id(base)] = named[f"{site.address}.{parameter}"] = _copy(site.parameters[parameter])
+        copies[id(base)] = _copy(site.parameters[parameter])
+        if len(where[id(base)]) > 1:  # tied: the first place gives the name, whichever was asked for
+            site, parameter = _first(anatomy, where[id(base)])
+        named[f"{site.address}.{parameter}"] = copies[id(base)]
         for path, other in where[id(base)]:
             chosen.setdefault((path, ""), (site if path == site.path else anatomy.at(path), {}))[1][other] = copies[id(base)]
     for site, own in chosen.values():
@@ -66,11 +70,11 @@ class NewRows(Adapter):
     merged = values
 
 
-def train_rows(anatomy: Anatomy, name: str, ids: list[int]) -> dict[str, nn.Parameter]:
+def train_rows(anatomy: Anatomy, name: str, ids: list[int], sites: list[Site] | None = None) -> dict[str, nn.Parameter]:
     """Train the vectors of these tokens alone, in the embedding and in the head (one and the same where they are tied)."""
     named: dict[str, nn.Parameter] = {}
     index = torch.tensor(ids)
-    for site in vocabulary(anatomy):
+    for site in vocabulary(anatomy) if sites is None else sites:
         weight = site.module._parameters["weight"]
         assert weight is not None
         rows = named[f"{site.address}.rows"] = _copy(weight.detach()[index.to(weight.device)])
@@ -82,6 +86,12 @@ def train_rows(anatomy: Anatomy, name: str, ids: list[int]) -> dict[str, nn.Para
 def vocabulary(anatomy: Anatomy) -> list[Site]:
     """The embedding, and the head where its weight is another."""
     return [anatomy.embed] if anatomy.tied or not anatomy.has("head") else [anatomy.embed, anatomy.head]
+
+
+def _first(anatomy: Anatomy, twins: list[tuple[str, str]]) -> Place:
+    around = {site.path: site for role in AROUND if anatomy.has(role) for site in anatomy.find(role)}
+    path, name = next((twin for twin in twins if twin[0] in around), twins[0])
+    return around.get(path) or anatomy.at(path), name
 
 
 def _copy(value: Tensor) -> nn.Parameter:

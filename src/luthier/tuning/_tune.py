@@ -19,8 +19,12 @@ class Method(Protocol):
 class Tuned(Protocol):
     """What tune needs of a model: sources.model.Model."""
 
-    anatomy: Anatomy
+    source: str
+    tokenizer: Any
     attached: Any
+
+    @property
+    def anatomy(self) -> Anatomy: ...
 
 
 def tune(model: Tuned, method: Method | str | dict[str, Any], name: str = "default", **fields: Any) -> Attached:
@@ -30,6 +34,7 @@ def tune(model: Tuned, method: Method | str | dict[str, Any], name: str = "defau
     model.anatomy.activate(name) switches. ValueError for fields or roles that do not fit; the model is then as it was.
     """
     attached = attach(model.anatomy, made(method, fields), name)
+    attached.source, attached.tokenizer = model.source, model.tokenizer
     model.attached = attached
     return attached
 

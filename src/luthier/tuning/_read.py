@@ -1,0 +1,327 @@
+"""Read an adapter's folder: peft's LoRA as peft writes it, and our own kinds, onto our models and transformers models alike.
+
+Every tensor must find its place and every place its tensor, or nothing is changed. A setting that is not known here and is not at its
+default is refused, because it would change what the adapter computes.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier import lookup
+from luthier.anatomy.anatomy import Anatomy
+from luthier.anatomy.site import OnRows, Own, Site
+from luthier.anatomy.table import AROUND, transposed
+from luthier.config import build
+from luthier.sources.checkpoint import some
+from luthier.sources.directory import read_json
+from luthier.sources.tensor_files import Safetensors, read_header
+from luthier.tuning._attached import Attached
+from luthier.tuning._lowrank import around
+from luthier.tuning._match import pattern, targets
+from luthier.tuning._names import Names, Place
+from luthier.tuning._own import NewRows, train_own, train_rows, vocabulary
+from luthier.tuning._write import CONFIG, PREFIX, STATE, WEIGHTS
+
+READ = {
+    "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern",
+    "rank_pattern", "alpha_pattern", "trainable_token_indices", "ensure_weight_tying", "init_lora_weights", "fan_in_fan_out",
+}  # fmt: skip
+ABOUT = {"auto_mapping", "base_model_name_or_path", "revision", "peft_type", "task_type", "inference_mode", "peft_version", "luthier"}
+DEFAULTS = {"bias": "none", "megatron_core": "megatron.core", "qalora_group_size": 16}
+ENDS = {".lora_A.weight": "a", ".lora_B.weight": "b", ".lora_embedding_A": "a", ".lora_embedding_B": "b"}
+DELTA, BASE = ".token_adapter.trainable_tokens_delta", ".base_layer.weight"
+
+
+class Folder:
+    """The files of one adapter: its configuration, its tensors without peft's prefix, and what Luthier noted beside them."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config = read_json(path / CONFIG)
+        if not (path / WEIGHTS).is_file():
+            other = " (adapter_model.bin is a pickle, which is never loaded; save it again with peft as safetensors)"
+            raise FileNotFoundError(f"{path}: no {WEIGHTS}{other if (path / 'adapter_model.bin').exists() else ''}")
+        stored = Safetensors([path / WEIGHTS])
+        self.tensors = {name.removeprefix(PREFIX): stored.read(name) for name in stored.specs}
+        note = read_header(path / STATE)[1] if (path / STATE).is_file() else {}
+        self.fused: dict[str, list[int]] = json.loads(note.get("fused", "{}"))
+        self.method: dict[str, Any] = json.loads(note.get("method", "{}"))
+        self.tokens: list[str] = json.loads(note.get("tokens", "[]"))
+
+    @property
+    def kind(self) -> str:
+        """Which plug-in of this shelf it is."""
+        name = str(self.config.get("peft_type", "")).lower()
+        if name not in lookup.names("tuning") or (name != "lora" and "luthier" not in self.config):
+            raise ValueError(f"{self.path / CONFIG}: an adapter of type {self.config.get('peft_type')!r}, which is not read here")
+        return name
+
+
+def read(anatomy: Anatomy, directory: Path, name: str = "default", trainable: bool = False) -> Attached:
+    """Attach the adapter saved in a folder and put it to work. ValueError in words where it does not fit; the model is then as it was."""
+    folder = Folder(directory)
+    folder.kind  # noqa: B018  refused before anything is touched
+    try:
+        attached = (_LoRA if folder.kind == "lora" else _Values)(Names(anatomy), folder, name).attached()
+    except BaseException:
+        anatomy.remove(name)
+        raise
+    if trainable:
+        anatomy.net.requires_grad_(False)
+    for parameter in attached.parameters.values():
+        parameter.requires_grad_(trainable)
+    attached.source = str(folder.config.get("base_model_name_or_path") or "")
+    anatomy.activate(name)
+    return attached
+
+
+class _Reading:
+    """One folder going onto one model."""
+
+    def __init__(self, names: Names, folder: Folder, name: str):
+        self.names, self.folder, self.name = names, folder, name
+        self.anatomy, self.config = names.anatomy, folder.config
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.tensors = {self._known(stored): value for stored, value in folder.tensors.items()}
+
+    def refuse(self, missing: Iterable[str], unexpected: Iterable[str], shapes: Iterable[str] = ()) -> None:
+        """One sentence with everything that does not fit."""
+        problems = {"missing": sorted(missing), "unexpected": sorted(unexpected), "of another shape": sorted(shapes)}
+        told = [f"{what}: {some(found)}" for what, found in problems.items() if found]
+        if told:
+            who = type(self.anatomy.root).__name__
+            what = (
+                f"{self.folder.path}: the adapter is for another model"
+                if len(problems["unexpected"]) == len(self.tensors) or shapes
+                else str(self.folder.path)
+            )
+            base = self.config.get("base_model_name_or_path")
+            raise ValueError(f"{what}: its tensors do not fit {who}{f' (it was made for {base})' if base else ''}; {'; '.join(told)}")
+
+    def rows(self) -> None:
+        """Vectors of added tokens."""
+        indices = self.config.get("trainable_token_indices") or {}
+        for stored in [stored for stored in self.tensors if stored.endswith(DELTA)]:
+            module = stored.removesuffix(DELTA)
+            site = next((site for site in vocabulary(self.anatomy) if self.names.module(site) == module), None)
+            if site is None:
+                self.refuse((), [stored])
+            assert site is not None
+            ids = next((ids for key, ids in indices.items() if module.endswith(key)), []) if isinstance(indices, dict) else indices
+            have = site.module.weight.shape[0]  # type: ignore[union-attr]
+            if max(ids, default=0) >= have:
+                raise ValueError(
+                    f"{self.folder.path}: it trains token {max(ids)}, and the model's vocabulary ends at {have - 1}; load it with luthier.load "
+                    "(adapter=...), which grows the vocabulary, or grow it first"
+                )
+            if not set(ids) <= self.anatomy.grown.keys():
+                self.anatomy.grown |= {id: "" for id in ids if id not in self.anatomy.grown}
+            named = train_rows(self.anatomy, self.name, ids, [site])
+            if next(iter(named.values())).shape != self.tensors[stored].shape:
+                self.refuse((), (), [stored])
+            _set(next(iter(named.values())), self.tensors[stored])
+            self.parameters |= named
+
+    def _known(self, stored: str) -> str:
+        """A stored name as this model has it: the file may be of the bare backbone, or the model may."""
+        end = next((end for end in (*ENDS, DELTA, BASE) if stored.endswith(end)), "")
+        module, tail = (stored.removesuffix(end), end) if end else (stored.rpartition(".")[0], "." + stored.rpartition(".")[2])
+        found = self.names.find(module)
+        return stored if found is None else found + tail
+
+
+class _LoRA(_Reading):
+    """peft's LoRA."""
+
+    def attached(self) -> Attached:
+        self._check_settings()
+        low_rank = self._low_rank()
+        own = {stored for stored in self.tensors if not stored.endswith((*ENDS, DELTA, BASE))}
+        places = self._own_places(own)
+        covered = {self.names.stored(site.path, parameter).path for site, parameter in places}
+        expected = {
+            module for module in self.names.places if self.config.get("target_modules") != "all-linear" and targets(self.config, module)
+        }
+        missing = {f"{module}.lora_A.weight" for module in expected - low_rank.keys()}
+        missing |= {f"{module}.lora_{'B' if 'a' in pair else 'A'}.weight" for module, pair in low_rank.items() if len(pair) < 2}
+        unexpected = {stored for stored in self.tensors if stored.endswith((*ENDS,)) and self._module(stored) not in self.names.places}
+        self.refuse(missing, unexpected | (own - covered))
+        shapes = [shape for module, pair in low_rank.items() if (shape := self._misfit(module, pair))]
+        self.refuse((), (), shapes)
+        self._check_base()
+        for module, pair in low_rank.items():
+            self._attach(module, pair)
+        self._attach_own(places)
+        self.rows()
+        return Attached(self.anatomy, self.name, self._method(low_rank), self.parameters)
+
+    def _check_settings(self) -> None:
+        strange = {
+            key: value for key, value in self.config.items()
+            if key not in READ | ABOUT and (value != DEFAULTS[key] if key in DEFAULTS else bool(value))
+        }  # fmt: skip
+        if strange:
+            told = ", ".join(f"{key}={value!r}" for key, value in sorted(strange.items()))
+            raise ValueError(f"{self.folder.path / CONFIG}: settings that are not read here and would change what the adapter does: {told}")
+
+    def _module(self, stored: str) -> str:
+        return next(stored.removesuffix(end) for end in ENDS if stored.endswith(end))
+
+    def _low_rank(self) -> dict[str, dict[str, Tensor]]:
+        """A and B by stored module."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for stored, value in self.tensors.items():
+            for end, side in ENDS.items():
+                if stored.endswith(end) and stored.removesuffix(end) in self.names.places:
+                    found.setdefault(stored.removesuffix(end), {})[side] = value
+        return found
+
+    def _misfit(self, module: str, pair: dict[str, Tensor]) -> str:
+        """What is wrong with the shapes of a module's terms, or nothing."""
+        site, rank = self.names.places[module][0].site, pattern(self.config.get("rank_pattern") or {}, module, self.config["r"])
+        width = site.weight.shape[0] if isinstance(site.module, nn.Embedding) else site.weight.shape[1]
+        total = site.weight.shape[1] if isinstance(site.module, nn.Embedding) else self.names.total(module)
+        wanted, have = ((rank, width), (total, rank)), (tuple(pair["a"].shape), tuple(pair["b"].shape))
+        return "" if wanted == have else f"{module} has A {have[0]} and B {have[1]}, here they are {wanted[0]} and {wanted[1]}"
+
+    def _check_base(self) -> None:
+        """peft stores the base embedding beside its low-rank terms: it must be the one that is here."""
+        for stored in [stored for stored in self.tensors if stored.endswith(BASE)]:
+            places = self.names.places.get(stored.removesuffix(BASE))
+            if places is None or not _same(places[0].site.module.weight, self.tensors[stored]):  # type: ignore[arg-type]
+                raise ValueError(
+                    f"{self.folder.path}: it holds a base embedding ({stored}) that differs from this model's: it is for another model"
+                )
+
+    def _attach(self, module: str, pair: dict[str, Tensor]) -> None:
+        rank = pair["a"].shape[0]
+        alpha = pattern(self.config.get("alpha_pattern") or {}, module, self.config["lora_alpha"])
+        scale = alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
+        places = self.names.places[module]
+        ranks = self.folder.fused.get(module)
+        column = 0
+        for i, place in enumerate(places):
+            a_RI, b_OR = pair["a"], pair["b"]
+            if ranks is not None and place.rows is not None:  # ours: one block of A's rows and B's columns for each role
+                if ranks[i] == 0:
+                    continue
+                block = slice(column, column + ranks[i])
+                a_RI, b_OR, column = a_RI[block], b_OR[:, block], column + ranks[i]
+            self._wrap(place, a_RI, b_OR, scale)
+
+    def _wrap(self, place: Place, a_RI: Tensor, b_OR: Tensor, scale: float) -> None:
+        site = place.site
+        like = site.weight
+        dtype = torch.promote_types(like.dtype, a_RI.dtype) if a_RI.is_floating_point() else like.dtype
+        b_OR = b_OR if place.rows is None else b_OR[place.rows]
+        adapter = around(site, *(t.to(like.device, dtype, copy=True) for t in (a_RI, b_OR)), scale, self.config.get("lora_dropout") or 0.0)
+        site.wrap(self.name, adapter)
+        self.parameters |= {f"{site.address}.a": adapter.a_RI, f"{site.address}.b": adapter.b_OR}
+
+    def _own_places(self, stored: set[str]) -> list[tuple[Site, str]]:
+        """The parameters that stored tensors give whole."""
+        found = []
+        roles = {site.path: site for role in AROUND if self.anatomy.has(role) for site in self.anatomy.find(role)}
+        for path, module in self.anatomy.modules():
+            for parameter, value in module._parameters.items():
+                if value is None or (parameter not in ("weight", "bias") and f"{path}.{parameter}" not in stored):
+                    continue
+                try:
+                    if self.names.stored(path, parameter).path in stored:
+                        found.append((roles.get(path) or self.anatomy.at(path), parameter))
+                except KeyError:  # a part that no file holds
+                    continue
+        return found
+
+    def _attach_own(self, places: list[tuple[Site, str]]) -> None:
+        """Tied where the base is and the file agrees; apart where peft has trained them apart."""
+        apart: dict[str, tuple[Site, dict[str, nn.Parameter]]] = {}
+        together = []
+        values = {(site.path, parameter): self._value(site, parameter) for site, parameter in places}
+        shapes = [f"{s.path}.{p}" for s, p in places if values[s.path, p].shape != s.parameters[p].shape]
+        self.refuse((), (), shapes)
+        for site, parameter in places:
+            base = site.module._parameters[parameter]
+            assert base is not None
+            twins = [(twin.path, name) for twin, name in self.anatomy.owners(base) if not list(twin.module.children())]
+            if all(twin in values and torch.equal(values[twin], values[site.path, parameter]) for twin in twins):
+                together.append((site, parameter))
+            else:
+                own = nn.Parameter(values[site.path, parameter].to(base.device, base.dtype, copy=True))
+                apart.setdefault(site.path, (site, {}))[1][parameter] = own
+                self.parameters[f"{site.address}.{parameter}"] = own
+        named = train_own(self.anatomy, self.name, together)
+        for site, parameter in together:  # of tied places one gives the name
+            if f"{site.address}.{parameter}" in named:
+                _set(named[f"{site.address}.{parameter}"], values[site.path, parameter])
+        self.parameters |= named
+        for site, own in apart.values():
+            site.wrap(self.name, Own(own))
+
+    def _value(self, site: Site, parameter: str) -> Tensor:
+        value = self.names.read(site.path, parameter, self.tensors)
+        assert value is not None
+        return value.T if parameter == "weight" and transposed(site.module) else value
+
+    def _method(self, low_rank: dict[str, Any]) -> Any:
+        kind = lookup.lookup("tuning", "lora")
+        if self.folder.method.get("kind") == "lora":
+            return build(kind, {key: value for key, value in self.folder.method.items() if key != "kind"})
+        roles = dict.fromkeys(place.site.role for module in low_rank for place in self.names.places[module] if place.site.role)
+        layers = self.config.get("layers_to_transform")
+        fields = {
+            "roles": tuple(roles),
+            "rank": self.config["r"],
+            "alpha": self.config["lora_alpha"],
+            "dropout": self.config.get("lora_dropout") or 0.0,
+        }
+        fields |= {"rslora": bool(self.config.get("use_rslora")), "blocks": [layers] if isinstance(layers, int) else layers or None}
+        return build(kind, fields)
+
+
+class _Values(_Reading):
+    """Our own kinds: some of the model's parameters have other values."""
+
+    def attached(self) -> Attached:
+        method = build(lookup.lookup("tuning", self.folder.kind), self.config["luthier"])
+        attached = method.attach(self.anatomy, self.name)
+        used: set[str] = set()
+        missing: list[str] = []
+        shapes: list[str] = []
+        for path, wrapped in self.anatomy.arounds():
+            adapter = wrapped.adapters[self.name] if self.name in wrapped.adapters else None
+            parts = adapter.items() if isinstance(adapter, OnRows) else [(None, adapter)]
+            for rows, part in parts:
+                for parameter, own in part.own.items() if isinstance(part, Own) else ():
+                    stored = self.names.stored(path, parameter).path
+                    value = self.names.read(path, parameter, self.tensors)
+                    used.add(stored)
+                    if value is None:
+                        missing.append(stored)
+                        continue
+                    value = value.T if parameter == "weight" and transposed(wrapped.base) else value
+                    value = value if rows is None else value[rows]
+                    shapes += [stored] if value.shape != own.shape else []
+                    _set(own, value if value.shape == own.shape else own)
+            if (
+                isinstance(adapter, NewRows)
+                and (delta := f"{self.names.stored(path, 'weight').path.removesuffix('.weight')}{DELTA}") in self.tensors
+            ):
+                used.add(delta)
+                _set(adapter.rows_KD, self.tensors[delta])
+        self.refuse(missing, self.tensors.keys() - used, shapes)
+        return attached
+
+
+def _set(parameter: nn.Parameter, value: Tensor) -> None:
+    with torch.no_grad():
+        parameter.copy_(value)
+
+
+def _same(here: Tensor, stored: Tensor) -> bool:
+    return here.shape == stored.shape and torch.equal(here.detach().cpu().to(stored.dtype), stored)
