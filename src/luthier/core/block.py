@@ -35,7 +35,7 @@ class Block(nn.Module):
         self.attn, self.attn_norm = attn, norm()
         self.cross, self.cross_norm = cross, None if cross is None else norm()
         self.ffn, self.ffn_norm = ffn, norm()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def attention(self, x: Tensor, context: Context, layer: int) -> Tensor:
         return self.dropout(self.attn(x, context.mask, context.rotation, context.bias, cache=context.cache, layer=layer))

@@ -15,8 +15,7 @@ class Cache:
     def __init__(self, layers: int, capacity: int = 256) -> None:
         self.length = 0
         self.capacity = capacity
-        self.k: list[Tensor | None] = [None] * layers
-        self.v: list[Tensor | None] = [None] * layers
+        self.stored: list[Tensor | None] = [None] * layers  # per layer (2, B, G, capacity, K): keys, then values
         self._real_BS: Tensor | None = None  # (B, length); None while every stored position is real
 
     @property
@@ -44,35 +43,33 @@ class Cache:
         """Store one layer's new keys and values; returns views of everything stored: two of (B, G, S, K)."""
         start = self.length - k_BGTK.shape[2]
         assert start >= 0, "cache.begin comes before cache.update"
-        k, v = self._room(self.k, layer, k_BGTK, start), self._room(self.v, layer, v_BGTK, start)
-        k[:, :, start : self.length] = k_BGTK
-        v[:, :, start : self.length] = v_BGTK
-        return k[:, :, : self.length], v[:, :, : self.length]
+        kv = self.room(layer, k_BGTK, start)
+        kv[0, :, :, start : self.length] = k_BGTK
+        kv[1, :, :, start : self.length] = v_BGTK
+        return kv[0, :, :, : self.length], kv[1, :, :, : self.length]
 
-    def _room(self, store: list[Tensor | None], layer: int, new_BGTK: Tensor, start: int) -> Tensor:
-        old = store[layer]
-        if old is not None and old.shape[2] >= self.length:
+    def room(self, layer: int, like_BGTK: Tensor, start: int) -> Tensor:
+        """One layer's storage (2, B, G, capacity, K), grown so that `length` tokens fit; the first `start` are kept."""
+        old = self.stored[layer]
+        if old is not None and old.shape[3] >= self.length:
             return old
-        rows, heads, _, width = new_BGTK.shape
+        rows, heads, _, width = like_BGTK.shape
         self.capacity = max(self.capacity, self.length if old is None else 2 * self.length)
-        grown = new_BGTK.new_empty(rows, heads, self.capacity, width)
+        grown = like_BGTK.new_empty(2, rows, heads, self.capacity, width)
         if old is not None:
-            grown[:, :, :start] = old[:, :, :start]
-        store[layer] = grown
+            grown[..., :start, :] = old[..., :start, :]
+        self.stored[layer] = grown
         return grown
 
     def rows(self, index_B: Tensor) -> None:
         """Keep these rows in this order: beams choose their parents, finished rows leave, one prompt becomes many samples."""
-        for store in (self.k, self.v):
-            for layer, old in enumerate(store):
-                if old is not None:
-                    grown = old.new_empty(len(index_B), *old.shape[1:])
-                    grown[:, :, : self.length] = old[:, :, : self.length].index_select(0, index_B)
-                    store[layer] = grown
+        for layer, old in enumerate(self.stored):
+            if old is not None:
+                grown = old.new_empty(2, len(index_B), *old.shape[2:])
+                grown[..., : self.length, :] = old[..., : self.length, :].index_select(1, index_B)
+                self.stored[layer] = grown
         if self._real_BS is not None:
             self._real_BS = self._real_BS.index_select(0, index_B)
-
-    reorder = rows
 
     def cut(self, length: int) -> None:
         """Forget everything after the first `length` tokens: the next prompt shares only so much with the last one."""

@@ -30,9 +30,32 @@ class Rotary(nn.Module):
 
 
 def rotate(x_BHTK: Tensor, rotation: Rotation) -> Tensor:
-    cos, sin = (part[:, None] for part in rotation)
+    """Each head of x turned by its position's angles; (B, H, T, K)."""
+    return _Rotate.apply(x_BHTK, *rotation) if torch.is_grad_enabled() and x_BHTK.requires_grad else _turn(x_BHTK, *rotation)
+
+
+class _Rotate(torch.autograd.Function):
+    """A rotation's gradient is the rotation back: nothing of x is kept."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor):  # type: ignore[override]
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        return _turn(grad, cos, -sin), None, None
+
+
+def _turn(x_BHTK: Tensor, cos_BTK: Tensor, sin_BTK: Tensor) -> Tensor:
+    cos, sin = cos_BTK[:, None], sin_BTK[:, None]
     a, b = x_BHTK.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    turned = torch.empty(x_BHTK.shape, dtype=x_BHTK.dtype, device=x_BHTK.device)
+    left, right = turned.chunk(2, -1)
+    torch.mul(a, cos, out=left).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=right).addcmul_(a, sin)
+    return turned
 
 
 def sinusoids(positions: int, width: int, layout: Literal["interleaved", "halves", "tensor2tensor"] = "interleaved") -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from luthier.core.attention import Mask
 from luthier.core.block import Block, Context
 from luthier.core.cache import Cache
+from luthier.core.fan import fuse
 from luthier.core.heads import KINDS, LabelHead, Pooler
 from luthier.core.norm import RMSNorm
 from luthier.core.position import Rotary, Sinusoid
@@ -180,6 +181,14 @@ class Transformer(Net):
             else:
                 x = self.blocks[index](x, context, layer)
             yield x
+
+    def fuse(self) -> None:
+        """Lay projections that share an input side by side, so that each group is one product while it is frozen. Values are kept."""
+        for block in self.blocks:
+            for part in (block.attn, block.ffn):
+                groups = [[p for p in part.children() if isinstance(p, nn.Linear) and p.in_features == self.width]]
+                for group in groups:
+                    fuse(group)
 
     def add_head(self, kind: str, labels: int) -> None:
         if kind not in KINDS:
