@@ -53,7 +53,7 @@ class Template:
     @cached_property
     def end_of_turn(self) -> str:
         """What the template writes behind every assistant text, "" if nothing: found by rendering one conversation of two turns."""
-        first, second = "\ue0f5one\ue0f5", "\ue0f5two\ue0f5"
+        first, second = "\ue0f51\ue0f5", "\ue0f52\ue0f5"
         ask, again = {"role": "user", "content": "\ue0f6"}, {"role": "user", "content": "\ue0f7"}
         try:
             answers = [{"role": "assistant", "content": content} for content in (first, second)]
