@@ -42,9 +42,11 @@ def detect(rows: Sequence[Row]) -> str:
     for form, fits in _TESTS:
         if fits(values):
             return form
+    seen = [str(name)[:40] for name in sorted(columns)]
+    told = ", ".join(seen[:12]) + (f" and {len(seen) - 12} more" if len(seen) > 12 else "") or "none"
     raise ValueError(
-        f"the form of these rows is not known; columns seen: {', '.join(sorted(map(str, columns))) or 'none'}. Name the form (data.form) "
-        "or say which column is which (data.columns, such as {text: review, label: stars})"
+        f"the form of these rows is not known; columns seen: {told}. Name the form (data.form) or say which column is which "
+        "(data.columns, such as {text: review, label: stars}; by number, {text: 1, label: 0}, in a table without a header line)"
     )
 
 
