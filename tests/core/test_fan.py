@@ -1,0 +1,120 @@
+"""Shared products, their low-rank terms and what is made again in backward, against plain autograd."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from luthier.core.fan import Adapted, LowRankTerm, fan, fuse
+from luthier.core.feedforward import FeedForward, GatedFeedForward
+from luthier.core.norm import RMSNorm
+
+
+class Terms(Adapted):
+    """A projection with two low-rank terms, and the plain way of computing it."""
+
+    def __init__(self, base: nn.Linear, ranks=(3, 2), dtype=torch.float64):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.a = nn.ParameterList(torch.randn(r, base.in_features, dtype=dtype) for r in ranks)
+        self.b = nn.ParameterList(torch.randn(base.out_features, r, dtype=dtype) for r in ranks)
+
+    def low_rank(self):
+        return self.base, [LowRankTerm(a, b, 0.5 + i) for i, (a, b) in enumerate(zip(self.a, self.b, strict=True))]
+
+    def forward(self, x):
+        return self.base(x) + sum((0.5 + i) * (x @ a.T @ b.T) for i, (a, b) in enumerate(zip(self.a, self.b, strict=True)))
+
+
+def build(bias: bool, fused: bool, dtype=torch.float64) -> tuple[nn.Module, ...]:
+    torch.manual_seed(0)
+    linears = [nn.Linear(6, out, bias, dtype=dtype).requires_grad_(False) for out in (8, 4, 4)]
+    if fused:
+        fuse(linears)
+    return Terms(linears[0]), linears[1], Terms(linears[2], (4,))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_fan_is_its_modules_and_has_their_gradients(bias, fused):
+    modules = build(bias, fused)
+    x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
+    factors = [p for m in modules for p in m.parameters() if p.requires_grad]
+    weights = [torch.randn(2, 5, out, dtype=torch.float64) for out in (8, 4, 4)]
+    grads = []
+    for outs in (fan(modules, x), tuple(m(x) for m in modules)):
+        loss = sum((out * w).sum() for out, w in zip(outs, weights, strict=True))
+        grads.append([*outs, *torch.autograd.grad(loss, [x, *factors])])
+    for got, want in zip(*grads, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+def test_fusing_keeps_values_and_lays_them_in_one_storage():
+    linears = [nn.Linear(6, out) for out in (8, 4, 4)]
+    before = [linear.weight.clone() for linear in linears]
+    fuse(linears)
+    assert len({linear.weight.untyped_storage().data_ptr() for linear in linears}) == 1
+    assert all(torch.equal(linear.weight, old) for linear, old in zip(linears, before, strict=True))
+    storage = linears[0].weight.untyped_storage().data_ptr()
+    fuse(linears)
+    assert linears[0].weight.untyped_storage().data_ptr() == storage, "fusing twice copies nothing"
+
+
+def test_a_trainable_base_gets_its_gradient():
+    linears = (nn.Linear(6, 8), nn.Linear(6, 4))
+    fuse(linears)
+    x = torch.randn(3, 6)
+    sum(out.sum() for out in fan(linears, x)).backward()
+    torch.testing.assert_close(linears[0].weight.grad, x.sum(0).expand(8, 6))
+
+
+def test_a_hook_on_a_projection_is_still_called():
+    linears = (nn.Linear(6, 8).requires_grad_(False), nn.Linear(6, 4).requires_grad_(False))
+    fuse(linears)
+    calls = []
+    linears[0].register_forward_hook(lambda *a: calls.append(1))
+    fan(linears, torch.randn(3, 6))
+    assert calls == [1]
+
+
+def test_float32_factors_around_a_bfloat16_base_get_float32_gradients():
+    modules = build(False, True, torch.bfloat16)
+    for m in modules:
+        for p in m.parameters():
+            if p.requires_grad:
+                p.data = p.data.float()
+    out = fan(modules, torch.randn(5, 6, dtype=torch.bfloat16, requires_grad=True))
+    sum(o.float().sum() for o in out).backward()
+    assert out[0].dtype == torch.bfloat16 and all(p.grad.dtype == torch.float32 for p in modules[0].parameters() if p.requires_grad)
+
+
+def test_rms_norm_equals_torchs_and_its_gradients_pass_the_numerical_check():
+    norm = RMSNorm(6, 1e-3).double()
+    norm.weight.data = torch.randn(6, dtype=torch.float64)
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(norm(x), F.rms_norm(x, (6,), norm.weight, 1e-3))
+    assert torch.autograd.gradcheck(lambda x, w: torch.func.functional_call(norm, {"weight": w}, x), (x, norm.weight))
+
+
+@pytest.mark.parametrize("kind", ["plain", "gated"])
+@pytest.mark.parametrize("act", ["silu", "gelu", "relu"])
+def test_what_is_made_again_in_backward_gives_plain_autograds_gradients(kind, act):
+    """norm -> products -> activation -> product, all with recipes, against the same written out."""
+    torch.manual_seed(0)
+    ffn = (GatedFeedForward if kind == "gated" else FeedForward)(6, 10, act, bias=False).double().requires_grad_(False)
+    norm = RMSNorm(6, 1e-5).double().requires_grad_(False)
+    for name in ("up", "down", *(["gate"] if kind == "gated" else [])):
+        setattr(ffn, name, Terms(getattr(ffn, name)))
+    x = torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
+    factors = [p for p in ffn.parameters() if p.requires_grad]
+    function = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}[act]
+
+    def written_out(x):
+        y = F.rms_norm(x, (6,), norm.weight, 1e-5)
+        inner = function(ffn.gate(y)) * ffn.up(y) if kind == "gated" else function(ffn.up(y))
+        return ffn.down(inner)
+
+    weight = torch.randn(7, 6, dtype=torch.float64)
+    results = [[out, *torch.autograd.grad((out * weight).sum(), [x, *factors])] for out in (ffn(norm(x)), written_out(x))]
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)

@@ -1,0 +1,21 @@
+"""float64 throughout: transformers casts to float32 inside its RMSNorm, which would hide a wrong eps under a floor of 1e-6."""
+
+import pytest
+import torch
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.mistral.modeling_mistral import MistralRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+
+
+def _forward(self, x):
+    return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+
+
+@pytest.fixture(autouse=True)
+def float64(monkeypatch):
+    for norm in (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm):
+        monkeypatch.setattr(norm, "forward", _forward)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
