@@ -42,6 +42,7 @@ class Llama:
     windows: tuple[int, ...] = ()  # per layer, 0 for none; empty: no layer has one
     dropout: float = 0.0  # on attention probabilities
     kind: str = "llama"  # config.json's model_type
+    lm: bool = True  # the language-model head; a classifier's checkpoint has none of its own
 
     types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "baichuan")
     verified: ClassVar[str] = "transformers 5.23 Llama-, Mistral- and Qwen2ForCausalLM, fp64, T=200, both directions"
@@ -75,7 +76,8 @@ class Llama:
         if self.tied:
             out.weight = embed.token.weight
         rotary = Rotary(self.head, self.theta)
-        net = Transformer(self, embed, blocks, norm(), LanguageHead(out), causal=True, width=self.width, rotary=rotary, label_bias=False)
+        lm = LanguageHead(out) if self.lm else None
+        net = Transformer(self, embed, blocks, norm(), lm, causal=True, width=self.width, rotary=rotary, label_bias=False)
         return initialise(net)
 
     def _attention(self, layer: int) -> Attention:
@@ -115,7 +117,8 @@ class Llama:
 
     def fit(self, stored: set[str]) -> "Llama":
         """The same architecture with the optional parts that a checkpoint of these tensors (canonical names) has."""
-        return self
+        bare = not self.tied and "lm_head.weight" not in stored and bool(stored & {"score.weight", "qa_outputs.weight"})
+        return replace(self, lm=not bare)
 
     def saved(self) -> "Llama":
         """The architecture under whose names it is saved: Baichuan as the LLaMA it is, so that everyone can read it."""
