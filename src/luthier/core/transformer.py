@@ -53,6 +53,10 @@ class Net(nn.Module, ABC):
     def add_head(self, kind: str, labels: int) -> None:
         """Put a fresh head of that kind ("classify", "tag", "spans", "choose", "regress") into `heads`."""
 
+    def states(self, ids: Tensor, mask: Tensor | None = None, **inputs: Any) -> list[Tensor]:
+        """The embedding's output and every block's, each (B, T, D); the last is `hidden`."""
+        raise ValueError(f"{type(self).__name__} gives its last states only; load the model from its folder instead")
+
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, T, V) scores of the next (causal) or the same (bidirectional) token from hidden states (B, T, D)."""
         if "lm" not in self.heads:

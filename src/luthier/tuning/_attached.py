@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.anatomy.anatomy import Anatomy
+from luthier.core.transformer import Net
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class Attached:
     rates: dict[str, float] = field(default_factory=dict)  # parameter name -> its own learning rate
     source: str = ""  # where the base's weights came from
     tokenizer: Any = None  # saved with the adapter where the vocabulary has grown
+    net: Net | None = None  # takes the place of the model's net
+    save_of: Callable[[Path], None] | None = None  # for methods with a format of their own
+    load_of: Callable[[Path], None] | None = None
     penalty_of: Callable[[], Tensor] | None = None
     step_of: Callable[[int], None] | None = None
 
@@ -75,12 +79,14 @@ class Attached:
         """Write the adapter as a peft folder, with luthier_state.safetensors beside it."""
         from luthier.tuning._write import write  # the writer knows Attached
 
-        write(self, Path(directory))
+        write(self, Path(directory)) if self.save_of is None else self.save_of(Path(directory))
 
     def load(self, directory: str | Path) -> None:
         """Put the adapter saved in a folder in the place of this one. Its parameters are new: build the optimizer afterwards."""
         from luthier.tuning._read import read
 
+        if self.load_of is not None:
+            return self.load_of(Path(directory))
         self.anatomy.remove(self.name)
         again = read(self.anatomy, Path(directory), self.name, trainable=True)
         self.method, self.parameters = again.method, again.parameters

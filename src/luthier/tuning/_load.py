@@ -7,6 +7,7 @@ import torch
 
 from luthier.sources.load import load_model
 from luthier.sources.model import Model
+from luthier.tuning import features
 from luthier.tuning._read import read
 
 
@@ -24,6 +25,8 @@ def put_on(model: Model, folder: Path) -> None:
     """Attaches the adapter of a folder, at work and not trainable."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; an adapter is a folder with adapter_config.json and adapter_model.safetensors")
+    if features.is_saved_in(folder):
+        return features.put_on(model, folder)
     attached = read(model.anatomy, folder)
     attached.source, attached.tokenizer = model.source, attached.tokenizer or model.tokenizer
     model.attached, model.tokenizer = attached, attached.tokenizer
