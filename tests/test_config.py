@@ -154,6 +154,7 @@ def tokens_of_bleu() -> list[str]:
         ("tuning: {fuse: [{kind: lora, rank: x}, full]}", "tuning.fuse.0.rank must be a whole number, got 'x'"),
         ("tuning: 3", "tuning must be a section with 'kind', got 3"),
         ("model: {arch: llama, widht: 3, tokenizer: x}", "unknown key 'widht' in model; did you mean 'width'?"),
+        ("model: {arch: llama, tokeniser: x}", "unknown key 'tokeniser' in model; did you mean 'tokenizer'?"),
         ("training: 3", "training must be a section (key: value), got 3"),
         ("seed: true", "seed must be a whole number, got True"),
         ("seed:", "seed must be a whole number, got nothing"),
@@ -162,7 +163,8 @@ def tokens_of_bleu() -> list[str]:
 )
 def test_a_mistake_inside_a_section_is_found(case: Case, section: str, error: str):
     rest = "" if section.startswith("training") else "\ntraining: {}"
-    assert case.errors(f"output: here\n{section}{rest}")[0].startswith(f"run.yaml:2: {error}")
+    (found,) = case.errors(f"output: here\n{section}{rest}")
+    assert found.startswith(f"run.yaml:2: {error}")
 
 
 def test_what_a_dataclass_refuses_itself_comes_with_its_line(case: Case):

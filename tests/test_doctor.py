@@ -70,6 +70,7 @@ def test_some_rows_without_an_answer_are_told_and_all_stop_the_run(bench: Bench)
 def test_cut_rows_are_told(bench: Bench):
     row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello " * 50}]}
     assert bench.look([GOOD, row], tiny_chat())["cut rows"].sentence.startswith("1 of the first 2 rows")
+    assert list(bench.look([row], tiny_chat())) == ["cut rows"]  # whether its end would be learnt cannot be seen
 
 
 def test_an_end_token_that_is_never_learnt_stops_the_run(bench: Bench):
@@ -108,13 +109,21 @@ def test_a_head_that_would_learn_nothing_stops_the_run(bench: Bench):
     model.net.requires_grad_(False)
     model.net.add_head("classify", 2)
     assert "the head 'classify' is set to train" in bench.look([GOOD], model)["heads that learn nothing"].sentence
-    model.net.heads["classify"].requires_grad_(False)
-    assert bench.look([GOOD], model) == {}
+    tune(model, "full")
+    assert bench.look([GOOD], model) == {}  # all of the model trains; nobody asked for this head
+
+
+def test_a_head_that_is_the_trained_embedding_is_left_in_peace(bench: Bench):
+    model = tiny_chat(tied=1)
+    model.net.add_head("classify", 2)
+    tune(model, "lora", roles=["q"], also_train=["embed"])
+    model.net.heads["classify"].requires_grad_(True)
+    assert bench.look(LABELLED, model, "classify") == {}
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_stops_the_run(bench: Bench):
-    found = bench.look([GOOD], tiny_chat(vocab=256))
-    assert "has vectors for 256" in found["vocabulary"].sentence
+    found = bench.look([GOOD], tiny_chat(vocab=257))
+    assert "has vectors for 257" in found["vocabulary"].sentence
     assert "'<|im_end|>'" in found["vocabulary"].sentence
 
 

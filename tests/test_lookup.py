@@ -130,6 +130,7 @@ def test_a_file_that_is_no_plug_in_is_refused(shelf: Path, source: str, sentence
             "LoRA: low rank",
             "Hu et al. 2021, arXiv:2106.09685, section 4.1",
         ),
+        ("Speed. J. Hu et al. NAACL 2021.", "Speed", "J. Hu et al. NAACL 2021"),
         ("BLEU. Papineni 2002. Smoothed. More.", "BLEU", "Papineni 2002. Smoothed. More"),
         ("Plain words, nothing cited.", "Plain words, nothing cited", ""),
         ("GPT-2. Radford et al. 2019.\n\narXiv:1111.22222", "GPT-2", "Radford et al. 2019"),

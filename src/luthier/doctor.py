@@ -129,12 +129,12 @@ def heads(case: Case) -> str | None:
 
 
 def heads_that_learn_nothing(case: Case) -> str | None:
+    if case.model.attached is not None and case.model.attached.whole:  # everything trains, what gets no gradient stays as it is
+        return None
     read = {"lm"} if not case.objective.heads() else set(case.objective.heads())
     trained = {id(p) for kind in read & set(case.model.net.heads) for p in case.model.net.heads[kind].parameters()}
     for kind, head in case.model.net.heads.items():
-        if kind not in read and any(p.requires_grad and id(p) not in trained for p in head.parameters()):
-            if kind == "lm" and tied(case.model):
-                continue
+        if any(p.requires_grad and id(p) not in trained for p in head.parameters()) and not (kind == "lm" and tied(case.model)):
             return (
                 f"the head {kind!r} is set to train, and objective {case.objective.kind} does not declare it, so it would learn nothing; "
                 "take it out of also_train, or choose an objective for it"
