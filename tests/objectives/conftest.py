@@ -21,38 +21,10 @@ from luthier.models.llama import Llama
 from luthier.sources.model import Model
 
 WORDS = [
-    "the",
-    "cat",
-    "dog",
-    "sat",
-    "ran",
-    "on",
-    "a",
-    "mat",
-    "over",
-    "he",
-    "she",
-    "who",
-    "what",
-    "where",
-    "is",
-    "was",
-    "in",
-    "town",
-    "un",
-    "##able",
-    "##s",
-    "##ing",
-    "play",
-    "我",
-    "爱",
-    "北",
-    "京",
-    "天",
-    "?",
-    ".",
-    ",",
-]
+    "the", "cat", "dog", "sat", "ran", "on", "a", "mat", "over", "he", "she", "who", "what", "where",
+    "is", "was", "in", "town", "un", "##able", "##s", "##ing", "play", "我", "爱", "北", "京", "天",
+    "?", ".", ",",
+]  # fmt: skip
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -61,7 +33,7 @@ CHATML = (
 
 
 @pytest.fixture(scope="session")
-def pieces() -> Tokenizer:
+def wordpiece() -> Tokenizer:
     """WordPiece with [CLS] and [SEP], as BERT's."""
     inner = tokenizers.Tokenizer(models.WordPiece({word: i for i, word in enumerate(SPECIAL + WORDS)}, unk_token="[UNK]"))
     inner.normalizer = normalizers.BertNormalizer()  # type: ignore[assignment]
@@ -83,18 +55,18 @@ def letters() -> Tokenizer:
 
 
 @pytest.fixture
-def encoder(pieces: Tokenizer) -> Callable[..., tuple[Model, Any]]:
+def encoder(wordpiece: Tokenizer) -> Callable[..., tuple[Model, Any]]:
     """(ours, theirs) of one BERT with a head: encoder("BertForSequenceClassification", classify=3)."""
 
     def build(cls: str, **heads: int) -> tuple[Model, Any]:
         import transformers
 
         torch.manual_seed(0)
-        config = transformers.BertConfig(
-            vocab_size=len(SPECIAL + WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-            max_position_embeddings=64, num_labels=max(heads.values(), default=2),
-            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-        )  # fmt: skip
+        sizes: dict[str, Any] = {
+            "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 64,
+            "num_labels": max(heads.values(), default=2), "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+        }  # fmt: skip
+        config = transformers.BertConfig(vocab_size=len(SPECIAL + WORDS), **sizes)
         theirs = getattr(transformers, cls)(config).double()
         with torch.no_grad():
             for parameter in theirs.parameters():
@@ -107,7 +79,7 @@ def encoder(pieces: Tokenizer) -> Callable[..., tuple[Model, Any]]:
         for kind, labels in heads.items():
             ours.add_head(kind, labels)
         _copy(ours, heads or {"lm": 0}, stored)
-        return Model(ours.double(), pieces, source="a tiny bert"), theirs
+        return Model(ours.double(), wordpiece, source="a tiny bert"), theirs
 
     return build
 

@@ -17,9 +17,7 @@ def texts(count: int) -> list[dict]:
 
 
 def flat(step) -> list[tuple]:
-    return [
-        (batch.ids.tolist(), batch.lengths, {k: v.tolist() for k, v in batch.labels.items()}, batch.at["lm"].tolist()) for batch in step
-    ]
+    return [(batch.ids.tolist(), batch.lengths, batch.labels["lm"].tolist(), batch.at["lm"].tolist()) for batch in step]
 
 
 def test_positions_move_by_what_stands_before():

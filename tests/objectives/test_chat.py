@@ -1,6 +1,6 @@
 """What the assistant said, and nothing else, is learnt; a bidirectional prompt leaks nothing of the answer."""
 
-from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -23,12 +23,12 @@ TALK = [
 EXCHANGE = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
 
 
-def example(model: Model, messages: list[dict], length: int = 400, objective: Chat = Chat()):
-    (batch,) = once(objective, [{"messages": messages}], model, length)
+def example(model: Any, messages: list[dict], length: int = 400, prompt: Literal["causal", "bidirectional"] = "causal"):
+    (batch,) = once(Chat(prompt), [{"messages": messages}], model, length)
     return batch.examples[0]
 
 
-def spelt(model: Model, ids: list[int]) -> str:
+def spelt(model: Any, ids: list[int]) -> str:
     return model.tokenizer.decode(ids, specials=True)
 
 
@@ -94,10 +94,10 @@ def test_a_model_without_a_template_is_refused_in_words(decoder, stream):
         Chat().batches(stream([{"messages": EXCHANGE}]), Model(model.net, model.tokenizer, source=model.source), Size(rows=1), 64)
 
 
-def seen(model: Model, objective: Chat, messages: list[list[dict]]) -> tuple[torch.Tensor, list]:
+def seen(model: Any, prompt: Literal["causal", "bidirectional"], messages: list[list[dict]]) -> tuple[torch.Tensor, list]:
     """(N, N) whether the hidden state at i depends on token j, and the examples, packed."""
-    batch = collate([example(model, talk, 400, objective) for talk in messages])
-    inputs = objective.inputs(batch)
+    batch = collate([example(model, talk, 400, prompt) for talk in messages])
+    inputs = Chat().inputs(batch)
     vectors = model.net.embed.token(batch.ids).detach().requires_grad_()
     handle = model.net.embed.token.register_forward_hook(lambda *_: vectors)
     hidden = model.net.hidden(**inputs)[0]
@@ -110,7 +110,7 @@ def seen(model: Model, objective: Chat, messages: list[list[dict]]) -> tuple[tor
 def test_who_sees_whom(prompt, decoder):
     model, _ = decoder()
     talks = [EXCHANGE, [*EXCHANGE, {"role": "user", "content": "so"}, {"role": "assistant", "content": "ok"}]]
-    matrix, examples = seen(model, Chat(prompt=prompt), talks)
+    matrix, examples = seen(model, prompt, talks)
     allowed = torch.zeros_like(matrix)
     start = 0
     for found in examples:
@@ -124,7 +124,7 @@ def test_who_sees_whom(prompt, decoder):
 
 def test_no_label_is_visible_where_it_is_predicted(decoder):
     model, _ = decoder()
-    matrix, (found,) = seen(model, Chat(prompt="bidirectional"), [TALK])
+    matrix, (found,) = seen(model, "bidirectional", [TALK])
     assert not any(matrix[at, at + 1] for at in found.at["lm"])
 
 
@@ -135,7 +135,6 @@ def test_a_prompt_that_sees_itself_changes_the_loss(decoder, run):
         (batch,) = once(objective, [{"messages": TALK}], model, 400)
         losses.append(run(objective, model, batch)["lm"].item())
     assert abs(losses[0] - losses[1]) > 1e-6
-    assert replace(Chat(), prompt="bidirectional") == Chat("bidirectional")
 
 
 @pytest.mark.parametrize("name", ["human_assistant", "alpaca", "vicuna", "baichuan", "chatglm"])

@@ -18,6 +18,7 @@ def test_the_loss_is_transformers(encoder, stream, run):
     (batch,) = next(Choose().batches(stream(ROWS), ours, Size(rows=3), 64))
     outputs = []
     for example in batch.examples:
+        assert example.types is not None
         width = max(example.lengths)
         ids, types, mask = (torch.zeros(1, len(example.lengths), width, dtype=torch.long) for _ in range(3))
         start = 0

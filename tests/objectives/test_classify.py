@@ -53,9 +53,7 @@ def test_a_decoder_reads_the_last_token(decoder, run):
     model, _ = decoder()
     model.net.add_head("classify", 2)
     objective = Classify(labels=("a", "b"))
-    (batch,) = once(
-        objective, [{"text": "xyz", "label": "a"}, {"text": "q", "label": "b"}], model.__class__(model.net.float(), model.tokenizer), 64
-    )
+    (batch,) = once(objective, [{"text": "xyz", "label": "a"}, {"text": "q", "label": "b"}], model, 64)
     assert batch.lengths == (4, 2)
     assert batch.ids[0, batch.at["classify"]].tolist() == [model.tokenizer.eos] * 2
     alone = [run(objective, model, collate([example]))["classify"] for example in batch.examples]

@@ -6,16 +6,15 @@ import pytest
 import torch
 
 from luthier.data.stream import Sample
-from luthier.objectives._batch import Example, Size, encode, once
+from luthier.objectives._batch import Size, encode, once
 from luthier.objectives.masked import Masked
 
 TEXT = "the cat sat on a mat over the town , what she ran is 我 爱 北 京 . unable dogs playing where he was in the town ?"
 
 
-def masked(
-    model, text: str, objective: Masked = Masked(), epoch: int = 0, index: int = 0, seed: int = 0, length: int = 64
-) -> list[Example]:
-    return encode(objective, [Sample({"text": text}, epoch, index, seed)], model, length)[0]
+def masked(model, text: str, objective: Masked | None = None, length: int = 64, **draw: int) -> list:
+    sample = Sample({"text": text}, **{"epoch": 0, "index": 0, "seed": 0, **draw})
+    return encode(objective or Masked(), [sample], model, length)[0]
 
 
 @pytest.fixture
@@ -84,7 +83,7 @@ def test_the_choice_follows_from_seed_epoch_and_index(model):
     one = masked(model, TEXT, epoch=1, index=7, seed=3)
     assert masked(model, TEXT, epoch=1, index=7, seed=3) == one
     for other in ({"epoch": 2}, {"index": 8}, {"seed": 4}):
-        assert masked(model, TEXT, **{"epoch": 1, "index": 7, "seed": 3, **other})[0].at != one[0].at
+        assert masked(model, TEXT, None, 64, **{"epoch": 1, "index": 7, "seed": 3, **other})[0].at != one[0].at
 
 
 def test_a_long_text_becomes_several_documents(model):

@@ -91,7 +91,7 @@ class Extract(Objective):
         return {"spans": Term(total, label_W2.numel())}
 
     def predict(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> list[str]:
-        scores = iter(_scores(hidden, heads, batch).float().cpu())
+        scores = iter(_scores(hidden, heads, batch).detach().float().cpu())
         return [self._best(example.note, [next(scores) for _ in example.documents]) for example in batch.examples]
 
     def _best(self, note: Any, scores: list[Tensor]) -> str:

@@ -96,7 +96,7 @@ def _documents(words: list[list[int]], room: int) -> list[list[list[int]]]:
 
 def _writes_spaces(tokenizer: Tokenizer) -> bool:
     """Whether a space is part of the piece behind it, as in byte-level vocabularies."""
-    return tokenizer.inner.encode(" a", add_special_tokens=False).tokens[:1] == ["Ġa"]
+    return tokenizer.inner.encode(" a", add_special_tokens=False).tokens[0].startswith("Ġ")
 
 
 def _spaced(words: list[str]) -> list[str]:
