@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
 from luthier.data.tokenizer import Tokenizer, touching
+from luthier.data.words import cut
 from luthier.sources.open import open_checkpoint
 from tests.tiny import minilm_path, smollm2_path
 
@@ -126,6 +128,13 @@ def test_remembered_words_give_the_ids_of_the_library(smollm2):
     expected = [code.ids for code in smollm2.inner.encode_batch(texts, add_special_tokens=False)]
     assert [smollm2.encode_batch([text])[0] for text in texts] == expected  # remembered on the way
     assert smollm2.encode_batch(texts) == expected
+
+
+def test_texts_are_cut_at_single_spaces_between_other_characters():
+    chance = random.Random(2)
+    for _ in range(2000):
+        text = "".join(chance.choice([" ", " ", "a", "bc", "\n", "\u3000", "\x1c"]) for _ in range(chance.randrange(10)))
+        assert cut(text) == re.split(r"(?<=\S)(?= \S)", text)
 
 
 def test_tokenizers_that_swallow_spaces_are_not_cut_into_words():

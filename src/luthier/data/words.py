@@ -5,15 +5,13 @@ cut there and the ids put together again. Tokenizers of another kind, or with to
 """
 
 import json
-import re
 from collections.abc import Sequence
 
 import numpy as np
 import tokenizers
 from tokenizers import models, normalizers
 
-CUT = re.compile(r"(?<=\S)(?= \S)")
-MOST, LONGEST = 200_000, 48  # words remembered, and characters of one
+ROOM = 20_000_000  # characters remembered before all is forgotten
 PROBE = "I'll can't  two\tTabs\n\n  x = 3.14 + 27; a1b2 naïve 中文 字 ﬁ é 🎉 ok?!  \r\n end. \u00a0x \u3000y ...\n\n\nA"
 
 
@@ -23,45 +21,47 @@ class Words:
     def __init__(self, inner: tokenizers.Tokenizer):
         self.inner = inner
         self.pieces: dict[str, list[int]] = {}  # what texts are cut into -> ids
-        self.first: dict[str, list[int]] = {}  # those a text may begin with and a space may follow
-        self.after: dict[str, list[int]] = {}  # those that begin with a space, without it
+        self.after: dict[str, list[int]] = {}  # of those the words that follow a space, without it
+        self.room = ROOM
         self._sizes: np.ndarray | None = None
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without specials."""
-        found: list[list[int] | None] = [self._known(text) for text in texts]
-        rest = {i: CUT.split(text) for i, text in enumerate(texts) if found[i] is None}
-        fresh = list({piece: None for pieces in rest.values() for piece in pieces if piece not in self.pieces})
-        ids = dict(zip(fresh, (code.ids for code in self.inner.encode_batch_fast(fresh, add_special_tokens=False)), strict=True))
-        for i, pieces in rest.items():
-            whole: list[int] = []
-            for piece in pieces:
-                whole += ids[piece] if piece in ids else self.pieces[piece]
-            found[i] = whole
-        self._remember(ids)
-        return found  # type: ignore[return-value]
+        if self.room < 0:
+            self.pieces, self.after, self.room = {}, {}, ROOM
+        cuts = [self._cut(text) for text in texts]
+        fresh = list({piece: None for _, _, wanted in cuts for piece in wanted if piece not in self.pieces})
+        for piece, code in zip(fresh, self.inner.encode_batch_fast(fresh, add_special_tokens=False), strict=True):
+            self._remember(piece, code.ids)
+        return [self._join(head, words) for head, words, _ in cuts]
 
-    def _known(self, text: str) -> list[int] | None:
-        """Ids of a text of which every word is remembered."""
-        words = text.split(" ")
+    def _cut(self, text: str) -> tuple[list[str], list[str], list[str]]:
+        """The pieces of a text, the words that follow the first with a space each, and what has to be known to join them."""
+        head, *words = text.split(" ")
+        if not words or not head or head[-1].isspace():
+            pieces = cut(text)
+            return pieces, [], pieces
+        last = " " + words.pop()  # what stands at its end matters to nobody
+        unknown = set(words).difference(self.after)
+        if last[1:2].isspace() or last == " " or not all(map(_whole, unknown)):
+            pieces = cut(text)
+            return pieces, [], pieces
+        return [head, last], words, [head, last, *(" " + word for word in unknown)]
+
+    def _join(self, pieces: list[str], words: list[str]) -> list[int]:
+        whole = self.pieces[pieces[0]].copy()
         after = self.after
-        try:
-            whole = self.first[words[0]].copy()
-            for word in words[1:]:
-                whole += after[word]
-        except KeyError:
-            return None
+        for word in words:
+            whole += after[word]
+        for piece in pieces[1:]:
+            whole += self.pieces[piece]
         return whole
 
-    def _remember(self, ids: dict[str, list[int]]) -> None:
-        for piece, found in ids.items():
-            if not piece or len(piece) > LONGEST or len(self.pieces) >= MOST:
-                continue
-            self.pieces[piece] = found
-            word = piece.removeprefix(" ")
-            # a word with a space of any kind at its ends belongs together with its neighbour
-            if word and " " not in word and not word[-1].isspace() and not word[0].isspace():
-                (self.first if word == piece else self.after)[word] = found
+    def _remember(self, piece: str, ids: list[int]) -> None:
+        self.pieces[piece] = ids
+        self.room -= len(piece)
+        if piece[:1] == " " and _whole(piece[1:]) and " " not in piece[1:]:
+            self.after[piece[1:]] = ids
 
     def touching(self, text: str, ids: list[int], ranges: list[tuple[int, int]]) -> list[tuple[int, int]] | None:
         """The tokens that touch each range of characters, by counting bytes; None where the ids do not spell the text (normalised ones)."""
@@ -91,6 +91,24 @@ class Words:
         return self._sizes
 
 
+def cut(text: str) -> list[str]:
+    """The text in pieces: each single space between characters that are not spaces begins one."""
+    head, *words = text.split(" ")
+    pieces, piece = [], head
+    for word in words:
+        if piece and word and not piece[-1].isspace() and not word[0].isspace():
+            pieces.append(piece)
+            piece = " " + word
+        else:
+            piece += " " + word
+    return [*pieces, piece]
+
+
+def _whole(word: str) -> bool:
+    """Whether a word has no space of any kind at its ends, which would belong together with its neighbour."""
+    return not (word[:1].isspace() or word[-1:].isspace() or not word)
+
+
 def fits(inner: tokenizers.Tokenizer) -> bool:
     """Whether texts may be cut at single spaces without changing the ids: a byte-level BPE without surprises at spaces."""
     model, normalizer, before = inner.model, inner.normalizer, inner.pre_tokenizer
@@ -102,5 +120,5 @@ def fits(inner: tokenizers.Tokenizer) -> bool:
     steps = steps["pretokenizers"] if steps["type"] == "Sequence" else [steps]
     if any(step["type"] not in ("ByteLevel", "Digits", "Split") or step.get("add_prefix_space") for step in steps):
         return False
-    pieces = inner.encode_batch_fast(CUT.split(PROBE), add_special_tokens=False)
+    pieces = inner.encode_batch_fast(cut(PROBE), add_special_tokens=False)
     return steps[-1]["type"] == "ByteLevel" and [id for piece in pieces for id in piece.ids] == inner.encode(PROBE, add_special_tokens=False).ids
