@@ -8,6 +8,7 @@ N tokens of a batch, M labelled positions of one term
 """
 
 import json
+from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -137,17 +138,23 @@ def collate(examples: Sequence[Example]) -> Batch:
         offset += len(example.ids)
     extra: dict[str, Tensor] = {}
     if any(example.types for example in examples):
-        extra["types"] = torch.tensor([list(chain.from_iterable(example.types or [0] * len(example.ids) for example in examples))])
+        extra["types"] = _tensor(list(chain.from_iterable(example.types or [0] * len(example.ids) for example in examples)))[None]
     prompts = tuple(chain.from_iterable((example.prompt,) + (0,) * (len(example.documents) - 1) for example in examples))
     return Batch(
-        ids=torch.tensor([list(chain.from_iterable(example.ids for example in examples))]),
+        ids=_tensor(list(chain.from_iterable(example.ids for example in examples)))[None],
         lengths=lengths,
-        at={term: torch.tensor(positions) for term, positions in at.items()},
-        labels={term: torch.tensor(values) for term, values in labels.items()},
+        at={term: _tensor(positions) for term, positions in at.items()},
+        labels={term: _tensor(values) for term, values in labels.items()},
         extra=extra,
         prompts=prompts if any(prompts) else None,
         examples=tuple(examples),
     )
+
+
+def _tensor(values: list[Any]) -> Tensor:
+    """torch.tensor, which takes its time with long lists, only where the values are not all whole numbers."""
+    whole = values and all(type(value) is int for value in values)
+    return torch.frombuffer(array("q", values), dtype=torch.long) if whole else torch.tensor(values)
 
 
 def pack(examples: Sequence[Example], micro_tokens: int) -> list[Batch]:
