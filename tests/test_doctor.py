@@ -169,8 +169,9 @@ def test_a_run_needs_room_for_its_checkpoints_and_its_result():
     assert doctor.bytes_needed(case) == 4 * total * 4 * 4 + 4 * total
 
 
-def test_everything_that_stops_is_said_at_once():
+def test_everything_that_stops_is_said_at_once(capsys: pytest.CaptureFixture[str]):
     found = [Finding("a"), Finding("b", "first", "stop"), Finding("c", "well", "note"), Finding("d", "second", "stop")]
     with pytest.raises(ValueError, match="^first\nsecond$"):
         doctor.refuse(found)
     doctor.refuse(found[::2])
+    assert capsys.readouterr().err == "note: well\n" * 2

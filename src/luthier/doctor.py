@@ -8,6 +8,7 @@ files, an adapter of another model, rows that cannot be read) never comes this f
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,7 +95,10 @@ def check(run: Planned, model: Model, stream: Stream, objective: Objective) -> l
 
 
 def refuse(findings: list[Finding]) -> None:
-    """ValueError with everything that stops the run."""
+    """ValueError with everything that stops the run; what is only worth knowing goes to stderr."""
+    for finding in findings:
+        if finding.level == "note":
+            print(f"note: {finding.sentence}", file=sys.stderr)
     stops = [finding.sentence for finding in findings if finding.level == "stop"]
     if stops:
         raise ValueError("\n".join(stops))

@@ -128,3 +128,20 @@ def test_init_writes_a_file_and_never_over_another(tmp_path: Path):
     found = runner.invoke(main.app, ["init", str(path)])
     assert (found.exit_code, path.read_text(encoding="utf-8")) == (2, written)
     assert "exists already" in found.stderr
+
+
+@pytest.mark.parametrize("verb", ["doctor", "train"])
+def test_mistakes_in_a_run_file_are_told_without_torch_and_pydantic(tmp_path: Path, verb: str):
+    (tmp_path / "run.yaml").write_text("tuning: {kind: loar}\ntraining: {raet: 1}\n", encoding="utf-8")
+    code, modules, stderr = start(verb, "run.yaml", cwd=tmp_path)
+    assert code == 2
+    assert "run.yaml:1: tuning.kind: no tuning called 'loar'; did you mean 'lora'?\n" in stderr
+    assert "run.yaml:2: unknown key 'raet' in training; did you mean 'rate'?\n" in stderr
+    assert not modules & {"torch", "pydantic", "numpy", "transformers"}
+
+
+def test_the_example_of_init_is_a_run_file(tmp_path: Path):
+    from luthier.run import Run
+
+    runner.invoke(main.app, ["init", str(tmp_path / "run.yaml")])
+    assert Run.from_yaml(tmp_path / "run.yaml").objective == {"kind": "chat"}
