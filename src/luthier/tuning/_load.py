@@ -8,7 +8,7 @@ import torch
 from luthier.sources.load import load_model
 from luthier.sources.model import Model
 from luthier.tuning import features
-from luthier.tuning._read import read
+from luthier.tuning._read import load_adapter
 
 
 def load(
@@ -27,6 +27,4 @@ def put_on(model: Model, folder: Path) -> None:
         raise FileNotFoundError(f"{folder}: no such folder; an adapter is a folder with adapter_config.json and adapter_model.safetensors")
     if features.is_saved_in(folder):
         return features.put_on(model, folder)
-    attached = read(model.anatomy, folder)
-    attached.source, attached.tokenizer = model.source, attached.tokenizer or model.tokenizer
-    model.attached, model.tokenizer = attached, attached.tokenizer
+    load_adapter(model, folder)

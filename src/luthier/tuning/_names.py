@@ -80,6 +80,9 @@ class Names:
                 if value is not None
             }
             return {self.stored(*key).path: value.detach().contiguous() for key, value in ((rest if whole else {}) | own).items()}
+        if whole and any(path == "heads.lm.out" for path, _ in own):
+            head = self.anatomy.at("heads.lm.out").module._parameters
+            own = {("heads.lm.out", name): value.detach() for name, value in head.items() if value is not None} | own
         heads = {self.stored(path, name).path: value for (path, name), value in own.items() if path == "heads.lm.out"}
         values = {id(self._value(f"{path}.{name}")): value for (path, name), value in own.items()}
         wanted = {self.stored(path, name).path for path, name in own if path != "heads.lm.out"}

@@ -1,6 +1,6 @@
 """Existing parameters that train: the place gets its own trainable copy, the base keeps its value, and a tie stays a tie."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,10 @@ def inside(anatomy: Anatomy, module: nn.Module) -> list[Site]:
     ]
 
 
-def train_own(anatomy: Anatomy, name: str, places: Iterable[Place]) -> dict[str, nn.Parameter]:
+def train_own(anatomy: Anatomy, name: str, places: Iterable[Place], alone: Container[tuple[str, str]] = ()) -> dict[str, nn.Parameter]:
     """Give these places trainable copies under the adapter's name; a tied parameter is one copy wherever it stands.
 
-    The copies by name: address.parameter.
+    alone: (path, parameter) of places whose tie ends here. Returns the copies by name: address.parameter.
     """
     where = _index(anatomy)
     chosen: dict[tuple[str, str], tuple[Site, dict[str, nn.Parameter]]] = {}  # (path, role on fused rows) -> its copies
@@ -39,6 +39,10 @@ def train_own(anatomy: Anatomy, name: str, places: Iterable[Place]) -> dict[str,
             copy = _copy(site.parameters[parameter])
             named[f"{site.address}.{parameter}"] = copy
             chosen.setdefault((site.path, site.role), (site, {}))[1][parameter] = copy
+            continue
+        if (site.path, parameter) in alone:
+            copy = named[f"{site.address}.{parameter}"] = _copy(site.parameters[parameter])
+            chosen.setdefault((site.path, ""), (site, {}))[1][parameter] = copy
             continue
         base = site.module._parameters[parameter]
         if base is None or id(base) in copies:

@@ -25,6 +25,7 @@ from luthier.tuning._lowrank import around
 from luthier.tuning._match import pattern, targets
 from luthier.tuning._names import Names, Place
 from luthier.tuning._own import NewRows, train_own, train_rows, vocabulary
+from luthier.tuning._vocabulary import grow
 from luthier.tuning._write import CONFIG, PREFIX, STATE, WEIGHTS
 
 READ = {
@@ -80,6 +81,18 @@ def read(anatomy: Anatomy, directory: Path, name: str = "default", trainable: bo
     return attached
 
 
+def load_adapter(model: Any, directory: str | Path, name: str = "default", trainable: bool = False) -> Attached:
+    """`read` for a Model: tokens that the adapter has added are added to its tokenizer and vocabulary first."""
+    folder = Folder(Path(directory))
+    missing = [token for token in folder.tokens if model.tokenizer is None or model.tokenizer.id(token) is None]
+    if missing:
+        grow(model, missing)
+    attached = read(model.anatomy, Path(directory), name, trainable)
+    attached.source, attached.tokenizer = model.source, model.tokenizer
+    model.attached = attached
+    return attached
+
+
 class _Reading:
     """One folder going onto one model."""
 
@@ -119,8 +132,6 @@ class _Reading:
                     f"{self.folder.path}: it trains token {max(ids)}, and the model's vocabulary ends at {have - 1}; load it with luthier.load "
                     "(adapter=...), which grows the vocabulary, or grow it first"
                 )
-            if not set(ids) <= self.anatomy.grown.keys():
-                self.anatomy.grown |= {id: "" for id in ids if id not in self.anatomy.grown}
             named = train_rows(self.anatomy, self.name, ids, [site])
             if next(iter(named.values())).shape != self.tensors[stored].shape:
                 self.refuse((), (), [stored])
@@ -240,28 +251,21 @@ class _LoRA(_Reading):
 
     def _attach_own(self, places: list[tuple[Site, str]]) -> None:
         """Tied where the base is and the file agrees; apart where peft has trained them apart."""
-        apart: dict[str, tuple[Site, dict[str, nn.Parameter]]] = {}
-        together = []
         values = {(site.path, parameter): self._value(site, parameter) for site, parameter in places}
-        shapes = [f"{s.path}.{p}" for s, p in places if values[s.path, p].shape != s.parameters[p].shape]
-        self.refuse((), (), shapes)
-        for site, parameter in places:
-            base = site.module._parameters[parameter]
-            assert base is not None
-            twins = [(twin.path, name) for twin, name in self.anatomy.owners(base) if not list(twin.module.children())]
-            if all(twin in values and torch.equal(values[twin], values[site.path, parameter]) for twin in twins):
-                together.append((site, parameter))
-            else:
-                own = nn.Parameter(values[site.path, parameter].to(base.device, base.dtype, copy=True))
-                apart.setdefault(site.path, (site, {}))[1][parameter] = own
-                self.parameters[f"{site.address}.{parameter}"] = own
-        named = train_own(self.anatomy, self.name, together)
-        for site, parameter in together:  # of tied places one gives the name
+        self.refuse((), (), [f"{s.path}.{p}" for s, p in places if values[s.path, p].shape != s.parameters[p].shape])
+        alone = {(site.path, parameter) for site, parameter in places if not self._agrees(site, parameter, values)}
+        named = train_own(self.anatomy, self.name, places, alone)
+        for site, parameter in places:  # of tied places one gives the name
             if f"{site.address}.{parameter}" in named:
                 _set(named[f"{site.address}.{parameter}"], values[site.path, parameter])
         self.parameters |= named
-        for site, own in apart.values():
-            site.wrap(self.name, Own(own))
+
+    def _agrees(self, site: Site, parameter: str, values: dict[tuple[str, str], Tensor]) -> bool:
+        """Whether the file gives one value to every place that shares this parameter."""
+        base = site.module._parameters[parameter]
+        assert base is not None
+        twins = [(twin.path, name) for twin, name in self.anatomy.owners(base) if not list(twin.module.children())]
+        return all(twin in values and torch.equal(values[twin], values[site.path, parameter]) for twin in twins)
 
     def _value(self, site: Site, parameter: str) -> Tensor:
         value = self.names.read(site.path, parameter, self.tensors)

@@ -8,6 +8,7 @@ from luthier.anatomy.anatomy import Anatomy
 from luthier.config import build
 from luthier.lookup import lookup
 from luthier.tuning._attached import Attached
+from luthier.tuning._vocabulary import grow
 
 
 class Method(Protocol):
@@ -19,6 +20,7 @@ class Method(Protocol):
 class Tuned(Protocol):
     """What tune needs of a model: sources.model.Model."""
 
+    net: Any
     source: str
     tokenizer: Any
     attached: Any
@@ -33,9 +35,16 @@ def tune(model: Tuned, method: Method | str | dict[str, Any], name: str = "defau
     method: "lora" with its fields, {"kind": "lora", ...}, or LoRA(...). A second call under another name adds a second adapter;
     model.anatomy.activate(name) switches. ValueError for fields or roles that do not fit; the model is then as it was.
     """
-    attached = attach(model.anatomy, made(method, fields), name)
+    method = made(method, fields)
+    check_name(model.anatomy, name)
+    tokens = vars(method).get("tokens", ())
+    if tokens:
+        grow(model, tokens)
+    attached = attach(model.anatomy, method, name)
     attached.source, attached.tokenizer = model.source, model.tokenizer
     model.attached = attached
+    if attached.net is not None:
+        model.net = attached.net
     return attached
 
 
@@ -54,7 +63,7 @@ def attach(body: Anatomy, method: Method, name: str = "default") -> Attached:
             parameter.requires_grad_(id(parameter) in before)
         body.switch.default = active
         raise
-    if not attached.whole:
+    if name in body.adapters:
         body.activate(name)
     return attached
 

@@ -13,6 +13,7 @@ from luthier.tuning._own import Place, train_own
 class BitFit:
     roles: tuple[str, ...] = ()  # () every bias of the model; (q, up) is the paper's smaller choice
     also_train: tuple[str, ...] = ()  # embed, head, norm or roles that train whole
+    tokens: tuple[str, ...] | str = ()  # added to the vocabulary, trained and saved with it; or the folder of a second tokenizer
     blocks: str | tuple[int, ...] | None = None  # with roles: "last 2" or numbers; all when left out
 
     def attach(self, anatomy: Anatomy, name: str = "default") -> Attached:

@@ -18,6 +18,7 @@ class Freeze:
     roles: tuple[str, ...] = ()  # within those blocks these roles only; left out, whole blocks
     norms: bool = False  # every norm of the model
     also_train: tuple[str, ...] = ()  # embed, head, norm
+    tokens: tuple[str, ...] | str = ()  # added to the vocabulary, trained and saved with it; or the folder of a second tokenizer
 
     def attach(self, anatomy: Anatomy, name: str = "default") -> Attached:
         sites = anatomy.find(*self.roles, layers=self.blocks) if self.roles else self._whole(anatomy)

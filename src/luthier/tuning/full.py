@@ -8,6 +8,8 @@ from luthier.tuning._attached import Attached
 
 @dataclass(frozen=True)
 class Full:
+    tokens: tuple[str, ...] | str = ()  # added to the vocabulary; or the folder of a second tokenizer
+
     def attach(self, anatomy: Anatomy, name: str = "default") -> Attached:
         if anatomy.adapters:
             raise ValueError(f"the model has adapters ({', '.join(anatomy.adapters)}): merge them first, or tune in another way")

@@ -25,6 +25,7 @@ class LoRA:
     ranks: dict[str, int] = field(default_factory=dict)  # role -> its own rank
     start: Literal["kaiming", "gaussian"] = "kaiming"  # A's: the released code's, or N(0, 1/rank^2)
     also_train: tuple[str, ...] = ()  # embed, head, norm or roles that train whole
+    tokens: tuple[str, ...] | str = ()  # added to the vocabulary, trained and saved with it; or the folder of a second tokenizer
     blocks: str | tuple[int, ...] | None = None  # "last 2" or numbers; all when left out
 
     def __post_init__(self) -> None:

@@ -1,0 +1,91 @@
+"""Tiny models of many kinds, transformers' and ours, for tests that hold for all of them. Fixed weights; 99 tokens, width 32, 2 layers."""
+
+import copy
+from functools import lru_cache
+
+import pytest
+import torch
+from luthier.models.bert import BERT
+from luthier.models.gpt2 import GPT2
+from luthier.models.llama import Llama
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+SMALL = dict(vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+IDS = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
+GQA = SMALL | IDS | dict(num_key_value_heads=2)
+THEIRS = {
+    "llama": GQA,
+    "mistral": GQA,
+    "qwen2": GQA,
+    "qwen3": GQA | dict(head_dim=8),
+    "gemma2": GQA | dict(head_dim=8),
+    "phi3": GQA,
+    "glm4": GQA | dict(head_dim=8),
+    "gpt2": IDS | dict(vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_inner=48),
+    "gpt_neox": SMALL | IDS,
+    "bloom": IDS | dict(vocab_size=99, hidden_size=32, n_layer=2, n_head=4),
+    "opt": SMALL | IDS | dict(ffn_dim=48, word_embed_proj_dim=32),
+    "mixtral": GQA | dict(num_local_experts=2),
+    "bert": SMALL,
+    "roberta": SMALL,
+    "modernbert": SMALL | IDS | dict(cls_token_id=1, sep_token_id=2),
+    "t5": dict(vocab_size=99, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4),
+    "bart": dict(
+        vocab_size=99, d_model=32, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=48, decoder_ffn_dim=48,
+        encoder_attention_heads=4, decoder_attention_heads=4, bos_token_id=0, eos_token_id=2, pad_token_id=1,
+    ),
+}  # fmt: skip
+ENCODERS, PAIRS = ("bert", "roberta", "modernbert"), ("t5", "bart")
+OURS = {
+    "our llama": Llama(vocab=99, width=32, layers=2, heads=4, kv_heads=2, hidden=48),
+    "our gpt2": GPT2(vocab=99, width=32, layers=2, heads=4, hidden=48),
+    "our bert": BERT(vocab=99, width=32, layers=2, heads=4, hidden=48),
+}
+KINDS = [*THEIRS, *OURS]
+LESS = ("mistral", "qwen2", "qwen3", "glm4", "bloom", "opt", "roberta", "modernbert", "bart")  # what they add is in the long run
+kinds = pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow if kind in LESS else ()) for kind in KINDS])
+NO_BIAS = ("llama", "mistral", "qwen3", "gemma2", "phi3", "mixtral", "t5", "our llama")
+
+
+@lru_cache
+def _made(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    if kind in OURS:
+        net: nn.Module = OURS[kind].build()
+    else:
+        auto = AutoModelForSeq2SeqLM if kind in PAIRS else AutoModelForMaskedLM if kind in ENCODERS else AutoModelForCausalLM
+        net = auto.from_config(CONFIG_MAPPING[kind](**THEIRS[kind]))
+    with torch.no_grad():  # biases that are not 0, weights large enough for every part to show in the logits
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return net.eval()
+
+
+def build(kind: str) -> nn.Module:
+    """A fresh copy, always with the same weights."""
+    return copy.deepcopy(_made(kind))
+
+
+def tokens() -> Tensor:
+    """(2, 8) ids."""
+    return torch.randint(3, 99, (2, 8), generator=torch.Generator().manual_seed(1))
+
+
+def logits(net: nn.Module) -> Tensor:
+    """(2, 8, vocab)."""
+    ids = tokens()
+    if type(net).__module__.startswith("luthier"):
+        return net(ids)
+    config = net.get_base_model().config if type(net).__module__.startswith("peft") else net.config  # type: ignore[operator, union-attr]
+    pair = {"decoder_input_ids": ids} if config.is_encoder_decoder else {}  # type: ignore[union-attr]
+    return net(input_ids=ids, **pair).logits
+
+
+def shake(parameters: dict[str, nn.Parameter], size: float = 0.1) -> None:
+    """Noise on everything trainable: a zero B hides A's gradient, and a method that does nothing hides its mistakes."""
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.add_(size * torch.randn_like(parameter))
