@@ -147,7 +147,7 @@ except RunFailed as error:
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_ten_random_moments_ends_with_the_same_weights(tmp_path: Path) -> None:
+def test_a_run_killed_at_ten_random_moments_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"steps": 50, "rows": 4, "save_every": 1, "evaluate_every": 7, "ema": 0.9, "rate": 0.01, "warmup": 5, "schedule": "cosine"}
     straight = Toy(Training(**{**options, "save_every": 0}), tmp_path / "straight")
     straight.run()
@@ -155,6 +155,7 @@ def test_a_run_killed_at_ten_random_moments_ends_with_the_same_weights(tmp_path:
     Toy(Training(**{**options, "steps": 5}), tmp_path / "pace").run()
     pace = (time.monotonic() - begun) / 5  # mostly the disk's
     home, source = tmp_path / "killed", random.Random(0)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # where the server finds toy
     processes = multiprocessing.get_context("forkserver")  # each attempt is a new process; torch is imported once
     processes.set_forkserver_preload(["toy"])
     for _ in range(10):

@@ -118,9 +118,19 @@ def memory_bytes() -> int:
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    import resource
+    return peak_bytes()
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def peak_bytes() -> int:
+    """The most that the process has held so far; with CUDA the devices' memory."""
+    import resource
+    import sys
+
+    import torch
+
+    if torch.cuda.is_available():
+        return sum(torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count()))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _board(folder: Path, done: int) -> Any:

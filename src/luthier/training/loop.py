@@ -61,6 +61,7 @@ def train(
     """
     model.net.recompute = training.recompute  # type: ignore[assignment]
     settle(model.net, training.precision)
+    model.net.fuse()
     steps = training.steps if training.steps is not None else count_steps(batches, training.epochs or 0)
     state = State.fresh(attached, batches, training)
     if resume is not None:

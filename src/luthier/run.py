@@ -1,0 +1,270 @@
+"""A run, from YAML to result, on one page: model x tuning x objective, over data. Importing this imports no torch.
+
+    result = run(Run.from_yaml("run.yaml", ["training.rate=1e-4"]))
+
+The run's folder is the whole story: config.yaml (every default filled in), manifest.json, metrics.jsonl, checkpoints/, adapter/ or
+model/, result.json, report.html.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from luthier import config as yaml
+from luthier import lookup
+from luthier.data.settings import Data
+from luthier.lookup import Shelf
+from luthier.training import folder as folders
+from luthier.training.settings import Training
+
+if TYPE_CHECKING:
+    from luthier.data.stream import Stream
+    from luthier.objectives._objective import Objective
+    from luthier.sources.model import Model
+    from luthier.training.loop import Evaluate, History
+    from luthier.tuning._attached import Attached
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run file. Sections of plug-ins are a name, {kind: name, ...}, or from Python the plug-in itself."""
+
+    model: Annotated[Any, Shelf("models", key="arch", bare=False, extra=("preset", "tokenizer"))]  # a source, or {arch: llama, ...}
+    data: Data
+    objective: Annotated[Any, Shelf("objectives")]
+    training: Training
+    output: str  # the folder for everything the run writes
+    tuning: Annotated[Any, Shelf("tuning")] = "full"
+    evaluation: Annotated[tuple[Any, ...], Shelf("evaluation", many=True)] = ()  # measures, beside the held-out loss
+    samples: int = 0  # held-out questions that are answered before and after
+    seed: int = 0
+    device: str = "auto"  # cpu, cuda, cuda:1; auto: cuda where there is one
+    plugins: tuple[str, ...] = ()  # folders of your own plug-ins
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Run":
+        """Reads a run file, with `a.b=c` set on top. ValueError holds every mistake of the file, each with its line."""
+        document = yaml.read_yaml(path, overrides)
+        for folder in document.values.get("plugins") or ():  # first: the sections name what lies there
+            lookup.add_folder(str(folder))
+        yaml.check(document, cls)
+        return yaml.build(cls, document.values, document.where)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything as plain values with every default filled in: config.yaml."""
+        return {
+            "model": self.model if isinstance(self.model, str | Mapping) else named(self.model),
+            "data": asdict(self.data),
+            "objective": section("objectives", self.objective),
+            "training": asdict(self.training),
+            "output": str(self.output),
+            "tuning": section("tuning", self.tuning),
+            "evaluation": [section("evaluation", measure) for measure in self.evaluation],
+            "samples": self.samples,
+            "seed": self.seed,
+            "device": self.device,
+            "plugins": list(self.plugins),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A run whose parts are made: nothing is trained or written yet."""
+
+    model: "Model"
+    attached: "Attached"
+    objective: "Objective"
+    stream: "Stream"
+    measures: list[Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run. path: the adapter/ or model/ it handed over; None after a dry run, like the history."""
+
+    folder: Path
+    trainable: int
+    parameters: int
+    history: "History | None" = None
+    path: Path | None = None
+
+
+def run(config: Run, resume: str | Path | None = None, dry_run: bool = False) -> Result:
+    """Does what the run file says.
+
+    resume: "auto" or a checkpoint's folder; the weights then equal the uninterrupted run's to the bit. dry_run: everything is loaded and
+    checked, nothing trained or written. ValueError or OSError for what is wrong with the input, RunFailed when the run itself fails,
+    Interrupted after Ctrl-C.
+    """
+    from luthier import doctor, report
+    from luthier.training import checkpoint
+    from luthier.training.loop import train
+    from luthier.training.random import seed_all
+
+    folder = Path(config.output).expanduser()
+    folders.check(folder, resume)
+    start = folders.start(folder, resume, checkpoint.newest(folder / folders.CHECKPOINTS))
+    ready = prepare(config)
+    doctor.refuse(doctor.check(config, ready.model, ready.stream, ready.objective))
+    result = Result(folder, count(ready.attached.parameters.values()), count(ready.model.net.parameters()))
+    if dry_run:
+        return result
+    describe(folder, config, ready)
+    ask(folder, "before", config, ready)
+    seed_all(config.seed)
+    batches = ready.objective.batches(ready.stream, ready.model, size(config.training), config.data.length)
+    parts = (ready.model, ready.attached, ready.objective, batches, config.training, folder)
+    history = train(*parts, evaluate=evaluation(config, ready), resume=start)
+    ask(folder, "after", config, ready)
+    result = Result(folder, result.trainable, result.parameters, history, hand_over(folder, ready))
+    folders.write_json(folder / folders.RESULT, summary(result))
+    report.write(folder)
+    return result
+
+
+def prepare(config: Run) -> Ready:
+    """Model, tuning, objective and data, made from their settings and fitted to each other."""
+    from luthier.data.stream import open_stream
+    from luthier.data.template import choose
+    from luthier.evaluation._measure import check_fit
+    from luthier.training.random import seed_all
+    from luthier.tuning._load import load
+    from luthier.tuning._tune import tune
+
+    for folder in config.plugins:
+        lookup.add_folder(folder)
+    objective, method = make("objectives", config.objective), make("tuning", config.tuning)
+    measures = [make("evaluation", measure) for measure in config.evaluation]
+    seed_all(config.seed)
+    stream = open_stream(config.data, config.seed)
+    check_held_out(config, stream)
+    model = load(config.model, device=device(config.device))
+    if config.data.template is not None and model.tokenizer is not None:
+        model.template = choose(config.data.template, model.tokenizer)
+    if model.attached is not None:  # the model is another run's adapter on its base: this run starts from both
+        model.merge()
+    objective = objective.prepare(stream)
+    for measure in measures:
+        check_fit(measure, objective, answers=True)
+    for kind, labels in objective.heads().items():
+        if kind not in model.net.heads:
+            model.net.add_head(kind, labels)
+    return Ready(model, tune(model, method), objective, stream, measures)  # type: ignore[arg-type]  # cached_property is a property
+
+
+def check_held_out(config: Run, stream: "Stream") -> None:
+    wanted = {
+        "training.evaluate_every": config.training.evaluate_every,
+        "training.result": config.training.result == "best",
+        "evaluation": config.evaluation,
+        "samples": config.samples,
+    }
+    for key, value in wanted.items():
+        if value and not stream.held_out:
+            raise ValueError(f"{key} needs held-out rows, and there are none; set data.held_out to a share, a number of rows or a file")
+
+
+def evaluation(config: Run, ready: Ready) -> "Evaluate | None":
+    """The held-out loss and every measure, as a function for the loop; None where nothing is held out."""
+    from luthier.evaluation._measure import measure
+
+    if not ready.stream.held_out:
+        return None
+    sizes = {"length": config.data.length, "micro_tokens": config.training.micro_tokens}
+    return partial(measure, ready.model, ready.objective, ready.stream.held_out, ready.measures, **sizes, answer=writer(ready))
+
+
+def writer(ready: Ready) -> Callable[[Sequence[Any]], list[str]]:
+    """Conversations to the model's likeliest answers."""
+
+    def write(conversations: Sequence[Any]) -> list[str]:
+        from luthier.sources.generate import generate_texts
+
+        return generate_texts(ready.model, list(conversations), max_tokens=128, temperature=0.0)
+
+    return write
+
+
+def ask(folder: Path, when: str, config: Run, ready: Ready) -> None:
+    """samples.json: the first held-out conversations, answered before and after training."""
+    from luthier.evaluation._measure import evaluating, split
+    from luthier.report import read_json
+    from luthier.training.precision import lowered
+
+    path = folder / "samples.json"
+    if not config.samples or (when == "before" and path.exists()):
+        return
+    cut = [split(row["messages"]) for row in ready.stream.held_out[: config.samples]]
+    samples = read_json(path, [{"prompt": asked, "reference": reference} for asked, reference in cut])
+    with evaluating(ready.model), lowered(ready.model.net, config.training.precision if when == "after" else "fp32"):
+        answers = writer(ready)([asked for asked, _ in cut])
+    folders.write_json(path, [{**sample, when: answer.strip()} for sample, answer in zip(samples, answers, strict=True)])
+
+
+def describe(folder: Path, config: Run, ready: Ready) -> None:
+    """config.yaml and manifest.json; a run that goes on must fit those that are there."""
+    model, data = ready.model, [source.path for source in config.data.sources]
+    data += [config.data.held_out] if isinstance(config.data.held_out, str) else []
+    prints = [part.fingerprint() if part is not None else None for part in (model.tokenizer, model.template)]
+    settings, manifest = config.settings(), folders.describe(data, prints[0], prints[1], model.source)
+    if (folder / folders.CONFIG).exists():
+        folders.check_same(folder, settings, manifest)
+    folders.write_json(folder / folders.MANIFEST, manifest)
+    folders.write_yaml(folder / folders.CONFIG, settings)
+
+
+def hand_over(folder: Path, ready: Ready) -> Path:
+    """The adapter, or the whole model where all of it trains."""
+    path = folder / ("model" if ready.attached.whole else "adapter")
+    if ready.attached.whole:
+        ready.model.save(path)
+    else:
+        ready.attached.save(path)
+    return path
+
+
+def summary(result: Result) -> dict[str, Any]:
+    from luthier.training.log import peak_bytes
+
+    assert result.history is not None
+    assert result.path is not None
+    sizes = {"trainable": result.trainable, "parameters": result.parameters, "memory_bytes": peak_bytes()}
+    return {**asdict(result.history), **sizes, "path": result.path.name}
+
+
+# Parts
+
+
+def make(shelf: str, value: Any) -> Any:
+    """The plug-in that a section names; one that is made already stays."""
+    return yaml.build_plug_in(shelf, value) if isinstance(value, str | Mapping) else value
+
+
+def section(shelf: str, value: Any) -> dict[str, Any]:
+    made = make(shelf, value)
+    assert is_dataclass(made)
+    assert not isinstance(made, type)
+    return {"kind": type(made).__module__.rpartition(".")[2], **asdict(made)}
+
+
+def named(model: Any) -> str:
+    """A source that is a path, or an object from Python."""
+    return str(model) if isinstance(model, Path) else type(model).__name__
+
+
+def size(training: Training) -> Any:
+    from luthier.objectives._batch import Size
+
+    return Size(training.tokens, training.rows, training.micro_tokens)
+
+
+def device(name: str) -> str:
+    import torch
+
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def count(parameters: Any) -> int:
+    return sum(parameter.numel() for parameter in parameters)
