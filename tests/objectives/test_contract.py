@@ -12,6 +12,7 @@ from luthier.data.settings import Data
 from luthier.data.stream import Stream, open_stream
 from luthier.objectives._batch import Batch, Size, once
 from luthier.objectives._objective import Objective
+from luthier.sources.foreign import wrap
 from luthier.sources.load import load_model
 from luthier.sources.model import Model
 from tiny import data_path, minilm_path, smollm2_path
@@ -124,6 +125,18 @@ def test_packed_equals_one_by_one(name, encoder, decoder, stream):
     single = {batch.examples[0].row: prediction for batch, _, (prediction,) in alone}
     for example, prediction in zip(whole.examples, predicted, strict=True):
         assert prediction == (pytest.approx(single[example.row]) if name == "regress" else single[example.row])
+
+
+@pytest.mark.parametrize("name", ["causal", "chat", "masked"])
+def test_a_transformers_model_has_the_same_loss_and_predictions(name, encoder, decoder, stream):
+    objective, model, _ = ready(name, encoder, decoder, stream)
+    theirs = (encoder("BertForMaskedLM") if name == "masked" else decoder())[1]
+    foreign = Model(wrap(theirs).net, model.tokenizer, model.template)
+    (batch,) = once(objective, ROWS[name], model, 48)
+    (terms, predicted), (others, guessed) = forward(objective, model, batch), forward(objective, foreign, batch)
+    for term, value in terms.items():
+        torch.testing.assert_close(others[term].sum, value.sum)
+    assert guessed == predicted
 
 
 @pytest.mark.parametrize("name", NAMES)

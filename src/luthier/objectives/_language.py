@@ -3,12 +3,13 @@
 N tokens, M labelled positions, D width, V vocabulary
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from luthier.core.heads import LanguageHead
 from luthier.core.loss import BLOCK, linear_cross_entropy
 from luthier.objectives._batch import Batch, Term, wide
 from luthier.sources.model import Model
@@ -39,12 +40,11 @@ def refuse_encoder(model: Model, kind: str) -> None:
         raise ValueError(f"objective {kind} needs a decoder; {model.source} is an encoder, which takes masked and the tasks")
 
 
-def _head(heads: nn.ModuleDict) -> LanguageHead:
+def _head(heads: nn.ModuleDict) -> Any:
+    """A head of out(transform(hidden)): ours, or the one a transformers model brings along."""
     if "lm" not in heads:
         raise ValueError("this model has no language-model head; load it from a checkpoint that has one")
-    head = heads["lm"]
-    assert isinstance(head, LanguageHead)
-    return head
+    return heads["lm"]
 
 
 def _block_loss(out: nn.Module, state: Tensor, label: Tensor) -> Tensor:
