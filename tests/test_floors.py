@@ -46,10 +46,22 @@ def broken(path: Path, source: str) -> Iterator[str]:
         if there not in FLOOR or here not in FLOOR:
             yield f"{path}:{line}: {here} or {there} stands on no floor"
         elif there == here and here in lookup.SHELVES:
-            if len(parts) > 1 and not parts[1].startswith("_") and parts[1] != inside[-1]:
-                yield f"{path}:{line}: the plug-in {inside[-1]} imports {parts[1]}; shared parts lie in files with a leading _"
+            met = {name for part in parts[1:2] for name in reached(ROOT / here, part)} - {inside[-1]}
+            if met and not inside[-1].startswith("_"):
+                yield f"{path}:{line}: the plug-in {inside[-1]} comes to {', '.join(met)}; shared parts lie in files with a leading _"
         elif there != here and FLOOR[there] >= FLOOR[here]:
             yield f"{path}:{line}: {here} imports {there}, which is not below it"
+
+
+def reached(shelf: Path, name: str) -> set[str]:
+    """The plug-ins that an import of a shelf's file brings along: itself, or those that a part imports in its turn."""
+    path = shelf / f"{name}.py"
+    if not name.startswith("_") or not path.is_file():
+        return {name} if path.is_file() else set()
+    further = [
+        parts[1] for _, parts in imported(path.read_text(encoding="utf-8"), (shelf.name,)) if parts[0] == shelf.name and len(parts) > 1
+    ]
+    return {part for part in further if not part.startswith("_") and (shelf / f"{part}.py").is_file()}
 
 
 def test_every_file_stands_on_a_floor():
@@ -68,6 +80,7 @@ def test_imports_point_down(path: Path):
         ("models/llama.py", "def f():\n    import luthier.anatomy.site"),
         ("tuning/lora.py", "from luthier.tuning.full import Full"),
         ("tuning/lora.py", "from .full import Full"),
+        ("tuning/lora.py", "from luthier.tuning import _load"),
         ("tuning/lora.py", "from luthier.objectives import _batch"),
         ("evaluation/bleu.py", "from luthier import run"),
         ("data/read.py", "from luthier import load"),
