@@ -43,12 +43,16 @@ class Chat(Objective):
 
     def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:
         ids = reading.ids[0][:length]
-        learnt = [i for start, stop in reading.ranges for i in range(max(start, 1), min(stop, length))]
-        if not learnt:
+        at: list[int] = []
+        labels: list[int] = []
+        for start, stop in reading.ranges:
+            start, stop = max(start, 1), min(stop, length)
+            at += range(start - 1, stop - 1)
+            labels += ids[start:stop]
+        if not labels:
             return []
-        labels = [ids[i] for i in learnt]
-        prompt = learnt[0] if self.prompt == "bidirectional" else 0
-        return [Example(ids, {"lm": [i - 1 for i in learnt]}, {"lm": labels}, prompt=prompt, reference=labels)]
+        prompt = at[0] + 1 if self.prompt == "bidirectional" else 0
+        return [Example(ids, {"lm": at}, {"lm": labels}, prompt=prompt, reference=labels)]
 
     def loss(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> dict[str, Term]:
         return {"lm": token_loss(hidden, heads, batch, "lm")}
