@@ -39,20 +39,23 @@ def page(folder: Path) -> str:
     result, manifest = read_json(folder / "result.json", {}), read_json(folder / "manifest.json", {})
     config = (folder / "config.yaml").read_text(encoding="utf-8") if (folder / "config.yaml").exists() else ""
     lines = read(folder / "metrics.jsonl")
-    return (
-        Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        .from_string(PAGE)
-        .render(
-            name=folder.resolve().name,
-            recipe=recipe(config),
-            cards=cards(result, lines),
-            curve=curve(lines),
-            figures=figures(result),
-            samples=[shown(sample) for sample in read_json(folder / "samples.json", [])[:SAMPLES]],
-            config=config,
-            manifest=flat(manifest),
-        )
+    return render(
+        name=folder.resolve().name,
+        recipe=recipe(config),
+        cards=cards(result, lines),
+        curve=curve(lines),
+        figures=figures(result.get("before") or {}, result.get("after") or {}),
+        samples=[shown(sample) for sample in read_json(folder / "samples.json", [])[:SAMPLES]],
+        config=config,
+        manifest=flat(manifest),
     )
+
+
+def render(name: str, **parts: Any) -> str:
+    """The page with these parts of it; the others are left out."""
+    empty = {"recipe": [], "cards": [], "curve": None, "figures": [], "samples": [], "config": "", "manifest": []}
+    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(PAGE)
+    return page.render(name=name, **{**empty, **parts})
 
 
 def read_json(path: Path, missing: Any) -> Any:
@@ -106,9 +109,8 @@ def cards(result: dict, lines: list[dict]) -> list[dict[str, str]]:
     return made
 
 
-def figures(result: dict) -> list[dict[str, str]]:
+def figures(before: dict, after: dict) -> list[dict[str, str]]:
     """Every held-out figure before and after training, and whether it became better."""
-    before, after = result.get("before") or {}, result.get("after") or {}
     rows = []
     for name in dict.fromkeys([*before, *after]):
         then, now = number(before.get(name)), number(after.get(name))

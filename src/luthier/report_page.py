@@ -47,7 +47,7 @@ td.wide { overflow-wrap: anywhere; }
 .better { color: var(--good); } .worse { color: var(--bad); }
 .sample { background: var(--card); border: 1px solid var(--line); border-radius: 10px; margin-bottom: 16px; overflow: hidden; }
 .prompt { background: var(--tint); padding: 12px 16px; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; }
+.pair { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; }
 .pair > div { padding: 12px 16px; min-width: 0; }
 .pair > div + div { border-left: 1px solid var(--line); }
 .reference { padding: 12px 16px; border-top: 1px solid var(--line); color: var(--soft); }
@@ -62,7 +62,7 @@ pre { margin: 0 0 16px; overflow-x: auto; font: 13px/1.5 ui-monospace, "SF Mono"
 details table { margin-bottom: 12px; font-size: 13px; }
 footer { color: var(--soft); font-size: 13px; margin-top: 40px; }
 @media (max-width: 640px) {
-  .pair { grid-template-columns: 1fr; }
+  .pair { grid-auto-flow: row; }
   .pair > div + div { border-left: 0; border-top: 1px solid var(--line); }
   svg text { font-size: 17px; }
 }
@@ -73,11 +73,13 @@ footer { color: var(--soft); font-size: 13px; margin-top: 40px; }
 <main>
 <h1>{{ name }}</h1>
 <div class="recipe">{% for key, words in recipe %}<span>{{ key }} <b>{{ words }}</b></span>{% endfor %}</div>
+{% if cards %}
 <div class="cards">
 {% for card in cards %}
 <div class="card"><span>{{ card.title }}</span><strong>{{ card.value }}</strong><small>{{ card.note }}</small></div>
 {% endfor %}
 </div>
+{% endif %}
 {% if curve %}
 <h2>Loss</h2>
 <div class="panel">
@@ -124,7 +126,7 @@ footer { color: var(--soft); font-size: 13px; margin-top: 40px; }
 </div>
 {% endif %}
 {% if samples %}
-<h2>Answers before and after</h2>
+<h2>Answers</h2>
 {% for sample in samples %}
 <section class="sample">
 <div class="prompt">
@@ -135,7 +137,7 @@ footer { color: var(--soft); font-size: 13px; margin-top: 40px; }
 {% endfor %}
 </div>
 <div class="pair">
-{% for when in ("before", "after") %}
+{% for when in ("before", "after") if sample[when] is not none %}
 <div class="{{ when }}"><p class="who">{{ when }}</p>
 {% if sample[when] %}<p class="text">{{ sample[when] }}</p>{% else %}<p class="none">(nothing)</p>{% endif %}
 
@@ -155,7 +157,7 @@ footer { color: var(--soft); font-size: 13px; margin-top: 40px; }
 <table>{% for key, value in manifest %}<tr><td>{{ key }}</td><td class="wide">{{ value }}</td></tr>{% endfor %}</table>
 </details>
 {% endif %}
-<footer>Written by Luthier. Losses are in nats per label; the held-out rows were never trained on.</footer>
+<footer>Written by Luthier. Losses are in nats per label.</footer>
 </main>
 </body>
 </html>
