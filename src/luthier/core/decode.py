@@ -1,0 +1,137 @@
+"""One token a step through a pre-norm rotary transformer, with as few operators as possible. The plain path, `net.hidden`, is its oracle.
+
+q, k and v are one product, gate and up another; the queries of a group stand where a sequence's would, so that no key is copied and no
+mask is needed; additions go into the residual in place. Nets of other parts (or with adapters that are more than low-rank terms) are
+run by the plain path. B rows, H query heads, G key-value heads, K head width, D width, S stored tokens, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from luthier.core.attention import Attention, attend
+from luthier.core.block import PreNorm
+from luthier.core.cache import Cache
+from luthier.core.fan import Adapted, LowRankTerm
+from luthier.core.feedforward import GatedFeedForward
+from luthier.core.heads import LanguageHead
+from luthier.core.product import Product, product, quantised, with_terms
+from luthier.core.quantise import quantise
+from luthier.core.transformer import Net, Transformer
+
+Stated = tuple[nn.Linear, Sequence[LowRankTerm]]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block, ready to run."""
+
+    attn_norm: nn.Module
+    qkv: Product
+    out: Product
+    ffn_norm: nn.Module
+    gate_up: Product
+    act: Callable[[Tensor], Tensor]
+    down: Product
+    heads: int
+    kv_heads: int
+    scale: float | None
+
+
+class Decoder:
+    """Built for a number of rows and the weights and adapters of this moment: make a new one after they change."""
+
+    def __init__(self, net: Transformer, rows: int, int8: bool = False, copies: bool = True) -> None:
+        self.net, self.rows, self.int8, self.copies = net, rows, int8, copies
+        layers = [self._layer(block) for block in net.blocks]
+        self.layers = [layers[index] for index in net.order]
+        self.transform, self.head = net.heads["lm"].transform, self._fan(net.heads["lm"].out)
+
+    def __call__(self, ids_B: Tensor, cache: Cache) -> Tensor:
+        """Scores (B, V) of the token after these, which follow what the cache holds; it then holds them too."""
+        net = self.net
+        place = cache.begin(self.rows, 1).to(ids_B.device)
+        x_BD = net.embed(ids_B[:, None], place, None)[:, 0]
+        cos, sin = net.rotary(place, x_BD.dtype)  # type: ignore[misc]
+        cos_B1K, sin_B1K = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+        seen = None if cache.keys is None else cache.keys[:, None, None]
+        for i, layer in enumerate(self.layers):
+            x_BD.add_(layer.out(self._attention(layer, layer.attn_norm(x_BD), cos_B1K, sin_B1K, seen, cache, i)))
+            gate, up = layer.gate_up(layer.ffn_norm(x_BD)).chunk(2, -1)
+            x_BD.add_(layer.down(layer.act(gate).mul_(up)))
+        return self.head(self.transform(net.norm(x_BD)))
+
+    def _attention(self, layer: Layer, x_BD: Tensor, cos: Tensor, sin: Tensor, seen: Tensor | None, cache: Cache, i: int) -> Tensor:
+        heads, groups = layer.heads, layer.kv_heads
+        y = layer.qkv(x_BD).view(self.rows, heads + 2 * groups, -1)
+        width = y.shape[-1]
+        turned = y[:, : heads + groups]
+        halves = turned.roll(width // 2, -1)
+        turned.mul_(cos).addcmul_(halves, sin)
+        kv = cache.room(i, y[:, :groups, None], cache.length - 1)
+        kv.select(3, cache.length - 1).copy_(y[:, heads:].view(self.rows, 2, groups, width).transpose(0, 1))
+        k_BGSK, v_BGSK = kv[:, :, :, : cache.length].unbind(0)
+        q = y[:, :heads].view(self.rows, groups, heads // groups, width)
+        return F.scaled_dot_product_attention(q, k_BGSK, v_BGSK, seen, scale=layer.scale).reshape(self.rows, heads * width)
+
+    def _layer(self, block: nn.Module) -> Layer:
+        attn, ffn = block.attn, block.ffn
+        fan = self._fan
+        return Layer(
+            attn_norm=block.attn_norm, qkv=fan(attn.q, attn.k, attn.v), out=fan(attn.o), ffn_norm=block.ffn_norm,  # type: ignore[arg-type]
+            gate_up=fan(ffn.gate, ffn.up), act=ffn.act, down=fan(ffn.down),  # type: ignore[arg-type]
+            heads=attn.heads, kv_heads=attn.kv_heads, scale=attn.scale,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def _fan(self, *modules: nn.Module) -> Product:
+        """All these projections of one input as one product, low-rank terms included."""
+        stated = [_stated(module) for module in modules]
+        assert all(site is not None for site in stated), "decodable() comes before Decoder"
+        linears, terms = [site[0] for site in stated if site], [site[1] for site in stated if site]
+        weight_OI = _side_by_side([linear.weight.detach() for linear in linears])
+        biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+        bias_O = torch.cat(biases) if biases else None
+        base = quantised(quantise(weight_OI), bias_O) if self.int8 else product(weight_OI, bias_O, self.rows, self.copies)
+        stops = [sum(linear.out_features for linear in linears[: i + 1]) for i in range(len(linears))]
+        return with_terms(base, list(zip([0, *stops[:-1]], stops, strict=True)), terms, weight_OI, stops[-1])
+
+
+def decodable(net: Net) -> bool:
+    """Whether Decoder knows every part of this net, as it stands now (adapters and hooks included)."""
+    if type(net) is not Transformer or not net.causal or net.rotary is None or net.relative is not None or "lm" not in net.heads:
+        return False
+    if net.training or any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
+        return False
+    head = net.heads["lm"]
+    return type(head) is LanguageHead and _stated(head.out) is not None and all(_known(block) for block in net.blocks)
+
+
+def _known(block: nn.Module) -> bool:
+    if type(block) is not PreNorm or type(block.attn) is not Attention or type(block.ffn) is not GatedFeedForward or block.cross is not None:
+        return False
+    attn, ffn = block.attn, block.ffn
+    sites = [_stated(module) for module in (attn.q, attn.k, attn.v, attn.o, ffn.gate, ffn.up, ffn.down)]
+    same = [[site[0].bias is None for site in group if site] for group in (sites[:3], sites[4:6])]
+    return attn.attend is attend and attn.window is None and None not in sites and all(len(set(group)) == 1 for group in same)
+
+
+def _stated(module: nn.Module) -> Stated | None:
+    """A projection and the low-rank terms around it; None where it must be called as it is."""
+    if isinstance(module, Adapted):
+        return module.low_rank()
+    return (module, []) if type(module) is nn.Linear else None
+
+
+def _side_by_side(weights: list[Tensor]) -> Tensor:
+    """One (sum of O, I) weight: a view where they lie one after the other in memory, as core.fan.fuse leaves them."""
+    first, rows = weights[0], sum(len(weight) for weight in weights)
+    here = first.storage_offset()
+    for weight in weights:
+        adjacent = weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr() and weight.storage_offset() == here
+        if not adjacent or not weight.is_contiguous():
+            return torch.cat(weights)
+        here += weight.numel()
+    return first.as_strided((rows, first.shape[1]), first.stride(), first.storage_offset())
