@@ -40,7 +40,7 @@ def wrap(source: Any, dtype: torch.dtype | None = None, device: str | torch.devi
     name = module.name_or_path or type(module).__name__
     folder = Path(module.name_or_path or "nowhere")
     tokenizer = read_tokenizer(folder) if theirs is None and folder.is_dir() else theirs and tokenizer_of(theirs)
-    return Model(Foreign(module.to(device).eval()), tokenizer, tokenizer and template_of(tokenizer, name), name)
+    return Model(Foreign(module.to(device)).eval(), tokenizer, tokenizer and template_of(tokenizer, name), name)
 
 
 def tokenizer_of(theirs: Any) -> Tokenizer:
@@ -96,7 +96,7 @@ class Foreign(Net):
         if cache is not None or allow is not None:
             what = "a cache" if cache is not None else "other masks than causal and padding"
             raise ValueError(
-                f"{type(self.module).__name__} is a transformers model, which takes no {what} from here; load it from its folder"
+                f"{type(self.module).__name__} is a transformers model, which does not take {what} here; load it from its folder"
             )
         if positions is not None and "position_ids" not in self.accepts:
             raise ValueError(f"{type(self.module).__name__} finds its positions by itself; leave them out")

@@ -25,9 +25,7 @@ def resolve_run(folder: Path) -> tuple[str | Path | dict, Path | None]:
     if (folder / "model").is_dir():
         return folder / "model", None
     if not (folder / "adapter").is_dir():
-        raise FileNotFoundError(
-            f"{folder}: the run of this folder has not finished; resume it: luthier train RUN.yaml --resume auto"
-        )
+        raise FileNotFoundError(f"{folder}: the run of this folder has not finished; resume it: luthier train RUN.yaml --resume auto")
     values = read_yaml(folder / "config.yaml").values
     base = values.get("model") if isinstance(values, dict) else None
     if not base:

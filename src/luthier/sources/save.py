@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.anatomy.anatomy import Anatomy
+from luthier.anatomy.merge import same
 from luthier.anatomy.site import bare, resolve
 from luthier.core.names import export_state
 from luthier.core.transformer import Transformer
@@ -50,7 +51,10 @@ def hugging_face(model: Model, net: Transformer) -> tuple[dict[str, Any], dict[s
     table, state = config.names(heads), plain_parameters(model.anatomy)
     written = config.to_config() | special_ids(model) | label_settings(config.to_config(), heads)
     written["torch_dtype"] = written["dtype"] = str(model.dtype).removeprefix("torch.")
-    return written, export_state(table, {ours: state[ours] for ours in table})
+    tensors = export_state(table, {ours: state[ours] for ours in table})
+    if written["architectures"][0] in ("LlamaForQuestionAnswering", "Qwen2ForQuestionAnswering"):  # they alone call their backbone so
+        tensors = {name.replace("model.", "transformer.", 1) if name.startswith("model.") else name: t for name, t in tensors.items()}
+    return written, tensors
 
 
 def special_ids(model: Model) -> dict[str, int]:
@@ -83,7 +87,7 @@ def plain_parameters(anatomy: Anatomy) -> dict[str, Tensor]:
             parameter = around.base._parameters[name]
             assert parameter is not None
             others = [site for site, _ in anatomy.owners(parameter) if site.path != path]
-            if any(site.around is None or site.around.merged(names).get(name) is not value for site in others):
+            if any(site.around is None or not same(site.around.merged(names).get(name), value) for site in others):
                 raise ValueError(
                     f"{path}.{name} is tied to {others[0].path} and an adapter changes one of them only, which one file cannot hold; "
                     "save the adapter instead (save_adapter)"
