@@ -5,7 +5,7 @@ cut there and the ids put together again. Tokenizers of another kind, or with to
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tokenizers
@@ -29,39 +29,15 @@ class Words:
         """Ids of each text, without specials."""
         if self.room < 0:
             self.pieces, self.after, self.room = {}, {}, ROOM
-        cuts = [self._cut(text) for text in texts]
-        fresh = list({piece: None for _, _, wanted in cuts for piece in wanted if piece not in self.pieces})
+        pieces, after = self.pieces, self.after  # kept by name: another thread may begin afresh meanwhile
+        cuts = [_cut(text, after) for text in texts]
+        fresh = list({piece: None for _, _, wanted in cuts for piece in wanted if piece not in pieces})
         for piece, code in zip(fresh, self.inner.encode_batch_fast(fresh, add_special_tokens=False), strict=True):
-            self._remember(piece, code.ids)
-        return [self._join(head, words) for head, words, _ in cuts]
-
-    def _cut(self, text: str) -> tuple[list[str], list[str], list[str]]:
-        """The pieces of a text, the words that follow the first with a space each, and what has to be known to join them."""
-        head, *words = text.split(" ")
-        if not words or not head or head[-1].isspace():
-            pieces = cut(text)
-            return pieces, [], pieces
-        last = " " + words.pop()  # what stands at its end matters to nobody
-        unknown = set(words).difference(self.after)
-        if last[1:2].isspace() or last == " " or not all(map(_whole, unknown)):
-            pieces = cut(text)
-            return pieces, [], pieces
-        return [head, last], words, [head, last, *(" " + word for word in unknown)]
-
-    def _join(self, pieces: list[str], words: list[str]) -> list[int]:
-        whole = self.pieces[pieces[0]].copy()
-        after = self.after
-        for word in words:
-            whole += after[word]
-        for piece in pieces[1:]:
-            whole += self.pieces[piece]
-        return whole
-
-    def _remember(self, piece: str, ids: list[int]) -> None:
-        self.pieces[piece] = ids
-        self.room -= len(piece)
-        if piece[:1] == " " and _whole(piece[1:]) and " " not in piece[1:]:
-            self.after[piece[1:]] = ids
+            pieces[piece] = code.ids
+            self.room -= len(piece)
+            if piece[:1] == " " and _whole(piece[1:]) and " " not in piece[1:]:
+                after[piece[1:]] = code.ids
+        return [_join(head, words, pieces, after) for head, words, _ in cuts]
 
     def touching(self, text: str, ids: list[int], ranges: list[tuple[int, int]]) -> list[tuple[int, int]] | None:
         """The tokens that touch each range of characters, by counting bytes; None where the ids do not spell the text (normalised ones)."""
@@ -89,6 +65,29 @@ class Words:
             for token, id in vocab.items():
                 self._sizes[id] = added.get(id, len(token))
         return self._sizes
+
+
+def _cut(text: str, after: Mapping[str, list[int]]) -> tuple[list[str], list[str], list[str]]:
+    """The pieces of a text, the words that follow the first with a space each, and what has to be known to join them."""
+    head, *words = text.split(" ")
+    if not words or not head or head[-1].isspace():
+        pieces = cut(text)
+        return pieces, [], pieces
+    last = " " + words.pop()  # what stands at its end matters to nobody
+    unknown = set(words).difference(after)
+    if last[1:2].isspace() or last == " " or not all(map(_whole, unknown)):
+        pieces = cut(text)
+        return pieces, [], pieces
+    return [head, last], words, [head, last, *(" " + word for word in unknown)]
+
+
+def _join(head: list[str], words: list[str], pieces: Mapping[str, list[int]], after: Mapping[str, list[int]]) -> list[int]:
+    whole = pieces[head[0]].copy()
+    for word in words:
+        whole += after[word]
+    for piece in head[1:]:
+        whole += pieces[piece]
+    return whole
 
 
 def cut(text: str) -> list[str]:
