@@ -156,12 +156,13 @@ def test_the_decoder_in_bfloat16_is_as_near_to_float64_as_the_plain_path():
 
 def test_the_decoder_carries_low_rank_terms_and_leaves_other_nets_to_the_plain_path():
     from luthier.anatomy.anatomy import anatomy
+    from luthier.tuning._tune import attach
     from luthier.tuning.lora import LoRA
 
     net, _ = pair()
     before = generate_ids(net, prompts(5, 5), GREEDY)
     parts = anatomy(net)
-    LoRA(rank=3, roles=("q", "k", "v", "o", "up", "gate", "down")).attach(parts)
+    attach(parts, LoRA(rank=3, roles=("q", "k", "v", "o", "up", "gate", "down")))
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if "adapters" in name:
@@ -170,6 +171,8 @@ def test_the_decoder_carries_low_rank_terms_and_leaves_other_nets_to_the_plain_p
     assert decodable(net)
     fast = generate_ids(net, prompts(5, 5), GREEDY)
     assert fast == generate_ids(net, prompts(5, 5), GREEDY, fast=False) != before
+    with parts.using():
+        assert generate_ids(net, prompts(5, 5), GREEDY) == before
     assert not decodable(pair("gpt2")[0])
     net.blocks[1].attn.window = 4
     assert not decodable(net)
