@@ -149,7 +149,7 @@ class Anatomy:
         return [(path, around) for path, _ in self.modules() if isinstance(around := resolve(self._root(path), path), Around)]
 
     def _root(self, path: str) -> nn.Module:
-        return self.net if self.root is not self.net and path.startswith("heads.") else self.root
+        return self.net if self.root is not self.net and f"{path}.".startswith("heads.") else self.root
 
     def remove(self, name: str) -> None:
         """Take an adapter away for good."""

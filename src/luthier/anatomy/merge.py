@@ -18,17 +18,15 @@ def merge(anatomy: Anatomy) -> float:
     _check(anatomy, arounds, names)
     ids = torch.randint(0, _vocab(anatomy), (2, 16), generator=torch.Generator().manual_seed(0))
     before = probe(anatomy, ids)
-    written: dict[int, nn.Parameter] = {}  # a parameter that modules share stays shared
+    written: dict[int, nn.Parameter] = {}  # by the old parameter: one that modules share stays shared
+    kept = []  # the old ones, so that no id is given twice
     for path, around in arounds:
         with torch.no_grad():
             changed = around.merged(names)
         for name, value in changed.items():
-            parameter = (
-                written.setdefault(id(value), nn.Parameter(value.detach().clone(), requires_grad=False))
-                if isinstance(value, nn.Parameter)
-                else None
-            )
-            around.base._parameters[name] = parameter if parameter is not None else nn.Parameter(value, requires_grad=False)
+            base = around.base._parameters[name]
+            around.base._parameters[name] = written.setdefault(id(base), nn.Parameter(value.detach().clone(), requires_grad=False))
+            kept.append(base)
         for adapter in list(around.adapters):
             anatomy.at(path).unwrap(adapter)
     anatomy.switch.default = ()
@@ -39,7 +37,7 @@ def probe(anatomy: Anatomy, ids: Tensor) -> Tensor:
     """Logits, or last hidden states without a vocabulary, in evaluation mode and without gradients."""
     net = anatomy.net
     ids = ids.to(next(net.parameters()).device)
-    training = net.training
+    modes = [(module, module.training) for module in net.modules()]  # parts may differ
     net.eval()
     try:
         with torch.no_grad():
@@ -49,7 +47,13 @@ def probe(anatomy: Anatomy, ids: Tensor) -> Tensor:
                 return net.logits(hidden) if "lm" in net.heads else hidden
             return net(input_ids=ids, **({"decoder_input_ids": ids} if two else {}))[0]
     finally:
-        net.train(training)
+        for module, training in modes:
+            module.training = training
+
+
+def same(one: Tensor | None, other: Tensor) -> bool:
+    """Whether two places that share a parameter come out of merging with one value."""
+    return one is other or one is not None and torch.equal(one, other)
 
 
 def _vocab(anatomy: Anatomy) -> int:
@@ -64,7 +68,7 @@ def _check(anatomy: Anatomy, arounds: list[tuple[str, Around]], names: tuple[str
         changed = around.merged(tuple(names)) if active else {}
         for name, value in changed.items():
             others = [site.around for site, own in anatomy.owners(around.base._parameters[name]) if site.path != path]  # type: ignore[arg-type]
-            if any(other is None or other.merged(names).get(name) is not value for other in others):
+            if any(other is None or not same(other.merged(names).get(name), value) for other in others):
                 raise ValueError(
                     f"{path}.{name} is tied to another module, and the adapter is around one of them only: merging would change both. "
                     "Leave the role out, or load the model with the tie undone"
