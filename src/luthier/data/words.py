@@ -33,10 +33,11 @@ class Words:
         cuts = [_cut(text, after) for text in texts]
         fresh = list({piece: None for _, _, wanted in cuts for piece in wanted if piece not in pieces})
         for piece, code in zip(fresh, self.inner.encode_batch_fast(fresh, add_special_tokens=False), strict=True):
-            pieces[piece] = code.ids
-            self.room -= len(piece)
+            ids = code.ids
             if piece[:1] == " " and _whole(piece[1:]) and " " not in piece[1:]:
-                after[piece[1:]] = code.ids
+                after[piece[1:]] = ids
+            pieces[piece] = ids  # last: a thread that sees the piece must find the word too
+            self.room -= len(piece)
         return [_join(head, words, pieces, after) for head, words, _ in cuts]
 
     def touching(self, text: str, ids: list[int], ranges: list[tuple[int, int]]) -> list[tuple[int, int]] | None:
