@@ -121,6 +121,8 @@ class Attention(nn.Module):
     `attend` is the attention call itself, which a tuning method may replace.
     """
 
+    fans = ("q", "k", "v")  # they share their input
+
     def __init__(
         self,
         width: int,

@@ -26,9 +26,16 @@ class LowRankTerm:
 class Adapted(nn.Module, ABC):
     """A projection with adapters around it, which may state itself as low-rank terms."""
 
+    base: nn.Module
+
     @abstractmethod
     def low_rank(self) -> tuple[nn.Linear, list[LowRankTerm]] | None:
         """The base and its terms, or None: call the module itself (dropout is on, another kind of adapter is active)."""
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """The projection itself, without what is around it."""
+    return module.base if isinstance(module, Adapted) else module
 
 
 def fuse(linears: Sequence[nn.Linear]) -> None:

@@ -32,6 +32,8 @@ def dropout(rate: float) -> nn.Module:
 class FeedForward(nn.Module):
     """down(act(up x)). Vaswani et al. 2017, arXiv:1706.03762, eq. 2."""
 
+    fans = ("up",)  # the projections that share the input
+
     def __init__(self, width: int, hidden: int, act: str, bias: bool = True, drop: float = 0.0):
         super().__init__()
         self.up, self.down = nn.Linear(width, hidden, bias), nn.Linear(hidden, width, bias)
@@ -45,6 +47,8 @@ class FeedForward(nn.Module):
 
 class GatedFeedForward(nn.Module):
     """down(act(gate x) * up x). Shazeer 2020, arXiv:2002.05202, eq. 6."""
+
+    fans = ("gate", "up")
 
     def __init__(self, width: int, hidden: int, act: str, bias: bool = True, drop: float = 0.0):
         super().__init__()

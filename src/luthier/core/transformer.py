@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from luthier.core.attention import Mask
 from luthier.core.block import Block, Context
 from luthier.core.cache import Cache
-from luthier.core.fan import fuse
+from luthier.core.fan import bare, fuse
 from luthier.core.heads import KINDS, LabelHead, Pooler
 from luthier.core.norm import RMSNorm
 from luthier.core.position import Rotary, Sinusoid
@@ -62,6 +62,9 @@ class Net(nn.Module, ABC):
         if "lm" not in self.heads:
             raise ValueError("this model has no language-model head; load it from a checkpoint that has one")
         return self.heads["lm"](hidden)
+
+    def fuse(self) -> None:
+        """Lay frozen projections that share an input side by side in memory: each group is one product then. Values are kept."""
 
     def forward(self, ids: Tensor, mask: Tensor | None = None, **inputs: Any) -> Tensor:
         return self.logits(self.hidden(ids, mask, **inputs))
@@ -187,12 +190,11 @@ class Transformer(Net):
             yield x
 
     def fuse(self) -> None:
-        """Lay projections that share an input side by side, so that each group is one product while it is frozen. Values are kept."""
         for block in self.blocks:
             for part in (block.attn, block.ffn):
-                groups = [[p for p in part.children() if isinstance(p, nn.Linear) and p.in_features == self.width]]
-                for group in groups:
-                    fuse(group)
+                inputs = [bare(getattr(part, name)) for name in part.fans]  # type: ignore[union-attr]
+                if all(type(module) is nn.Linear and not module.weight.requires_grad for module in inputs):
+                    fuse(inputs)  # type: ignore[arg-type]
 
     def add_head(self, kind: str, labels: int) -> None:
         if kind not in KINDS:
