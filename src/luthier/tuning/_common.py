@@ -1,20 +1,26 @@
 """Fields that the weight methods share: parts trained whole beside the method, task heads, and the vectors of added tokens."""
 
+from collections.abc import Iterable
+
 from torch import nn
 
 from luthier.anatomy.anatomy import Anatomy
-from luthier.tuning._own import everything, inside, train_own, train_rows
+from luthier.anatomy.site import Site
+from luthier.tuning._own import Place, everything, inside, train_own, train_rows
 
 
-def train_beside(anatomy: Anatomy, name: str, also_train: tuple[str, ...]) -> dict[str, nn.Parameter]:
-    """Whatever a method trains, these train with it: `also_train` (embed, head, norm, or roles), every task head, added tokens."""
+def train_beside(anatomy: Anatomy, name: str, also_train: tuple[str, ...], places: Iterable[Place] = ()) -> dict[str, nn.Parameter]:
+    """Whatever a method trains, these train with it: `also_train` (embed, head, norm, or roles), every task head, added tokens.
+
+    places: existing parameters that the method itself trains.
+    """
     sites = [*anatomy.find(*also_train), *task_sites(anatomy)]
-    named = train_own(anatomy, name, everything(sites))
+    named = train_own(anatomy, name, [*places, *everything(sites)])
     if anatomy.grown and not {"embed", "head"} & set(also_train):
         named |= train_rows(anatomy, name, list(anatomy.grown))
     return named
 
 
-def task_sites(anatomy: Anatomy) -> list:
+def task_sites(anatomy: Anatomy) -> list[Site]:
     """The places of the heads that stand on the model for a task of its own."""
     return [site for head in anatomy.task_heads().values() for site in inside(anatomy, head)]

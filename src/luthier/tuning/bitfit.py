@@ -6,7 +6,7 @@ from luthier.anatomy.anatomy import Anatomy
 from luthier.anatomy.table import is_norm, is_projection
 from luthier.tuning._attached import Attached
 from luthier.tuning._common import train_beside
-from luthier.tuning._own import Place, train_own
+from luthier.tuning._own import Place
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,7 @@ class BitFit:
             raise ValueError(
                 f"{who} has no bias{' there' if self.roles else ''}: bitfit has nothing to train; take lora, or freeze with norms"
             )
-        parameters = train_own(anatomy, name, places)
-        return Attached(anatomy, name, self, parameters | train_beside(anatomy, name, self.also_train))
+        return Attached(anatomy, name, self, train_beside(anatomy, name, self.also_train, places))
 
     def _places(self, anatomy: Anatomy) -> list[Place]:
         """Biases by the type of their module, never by name: a table called relative_attention_bias is none."""

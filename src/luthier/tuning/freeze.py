@@ -7,7 +7,7 @@ from luthier.anatomy.site import Site
 from luthier.anatomy.table import is_norm
 from luthier.tuning._attached import Attached
 from luthier.tuning._common import train_beside
-from luthier.tuning._own import everything, inside, train_own
+from luthier.tuning._own import everything, inside
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,7 @@ class Freeze:
         sites = anatomy.find(*self.roles, layers=self.blocks) if self.roles else self._whole(anatomy)
         if self.norms:
             sites += [anatomy.at(path) for path, module in anatomy.modules() if is_norm(module)]
-        parameters = train_own(
-            anatomy, name, everything({site.path + site.role * (site.rows is not None): site for site in sites}.values())
-        )
-        return Attached(anatomy, name, self, parameters | train_beside(anatomy, name, self.also_train))
+        return Attached(anatomy, name, self, train_beside(anatomy, name, self.also_train, everything(sites)))
 
     def _whole(self, anatomy: Anatomy) -> list[Site]:
         chosen = [stack.blocks[i] for stack in anatomy.stacks.values() for i in pick(self.blocks, len(stack.blocks))]
