@@ -42,11 +42,9 @@ class Sample:
 class Part:
     """One file of the mixture: its rows, normalised when asked for, and which of them are trained on."""
 
-    def __init__(self, rows: Rows, data: Data, form: str | None = None):
+    def __init__(self, rows: Rows, data: Data):
         self.rows, self.columns, self.system = rows, data.columns, data.system
-        if form is None:
-            form = data.form
-        self.form = forms.detect([self._renamed(i) for i in range(min(20, len(rows)))]) if form == "auto" else form
+        self.form = forms.detect(self._readable(20)) if data.form == "auto" else data.form
         self.train = np.arange(len(rows))
 
     def __getitem__(self, index: int) -> dict:
@@ -72,6 +70,16 @@ class Part:
         chosen = np.sort(_rng(seed, "held out").permutation(len(self.rows))[:count])
         self.train = np.setdiff1d(self.train, chosen)
         return [self[int(index)] for index in chosen]
+
+    def _readable(self, most: int) -> list[dict]:
+        """The good ones of the first rows; where there are none, what is wrong with the first."""
+        found = []
+        for index in range(min(most, len(self.rows))):
+            try:
+                found.append(self._renamed(index))
+            except ValueError:
+                continue
+        return found or [self._renamed(0)]
 
     def _renamed(self, index: int) -> dict:
         row = self.rows[index]
@@ -170,11 +178,10 @@ def open_stream(data: Data, seed: int) -> Stream:
     return Stream(parts, None if weights[0] is None else [float(weight or 0) for weight in weights], seed, data.shuffle, held_out)
 
 
-def _open(source: Source, data: Data, check: bool = True) -> Part:
+def _open(source: Source, data: Data) -> Part:
     numbered = data.columns is not None and all(isinstance(name, int) for name in data.columns.values())
     part = Part(read(source.path, data.form, header=not numbered), data)
-    if check:
-        part.check()
+    part.check()
     return part
 
 
