@@ -8,7 +8,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from luthier.core.position import RelativeBias, Rotary, rotate, relative_bucket, sinusoids
+from luthier.core.position import RelativeBias, Rotary, relative_bucket, rotate, sinusoids
 
 
 def test_rotation_is_transformers_rotation_and_turns_back():
@@ -24,7 +24,8 @@ def test_rotated_scores_depend_on_distance_alone():
     q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
     rotary = Rotary(8)
     score = [
-        (rotate(q, rotary(torch.tensor([[i]]), q.dtype)) * rotate(k, rotary(torch.tensor([[j]]), q.dtype))).sum() for i, j in ((3, 1), (40, 38))
+        (rotate(q, rotary(torch.tensor([[i]]), q.dtype)) * rotate(k, rotary(torch.tensor([[j]]), q.dtype))).sum()
+        for i, j in ((3, 1), (40, 38))
     ]
     assert math.isclose(score[0], score[1], rel_tol=1e-5)
 

@@ -3,11 +3,11 @@
 import itertools
 
 import pytest
+from tests.data.templates import BOTH, ENDLESS, REAL, THINKING
+from tests.data.test_tokenizer import roberta_like
 
 from luthier.data.plain import PLAIN
 from luthier.data.template import Template, choose, named
-from tests.data.templates import BOTH, ENDLESS, REAL, THINKING
-from tests.data.test_tokenizer import roberta_like
 
 U, A, S = "user", "assistant", "system"
 NASTY = [
@@ -158,7 +158,10 @@ def test_a_template_that_rewrites_an_answer_is_refused_and_what_it_leaves_alone_
 
 
 def test_an_answer_is_found_by_what_precedes_it_where_the_template_upper_cases_it():
-    template = Template("loud", "{% for m in messages %}<{{ m.role }}>{{ m.content|upper }}</>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}")
+    template = Template(
+        "loud",
+        "{% for m in messages %}<{{ m.role }}>{{ m.content|upper }}</>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}",
+    )
     rendered, spans = template.spans(chat("q", "abc", "q", "d"))
     assert [rendered[a:b] for a, b in spans] == ["ABC</>", "D</>"]
 

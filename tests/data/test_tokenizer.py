@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+from tests.tiny import minilm_path, smollm2_path
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
 from luthier.data.tokenizer import Tokenizer, touching
 from luthier.data.words import cut
 from luthier.sources.open import open_checkpoint
-from tests.tiny import minilm_path, smollm2_path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 TEXTS = [
@@ -46,7 +46,9 @@ def roberta_like() -> tokenizers.Tokenizer:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     inner.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     specials = ["<s>", "</s>", "<pad>", "<unk>", "<mask>"]
-    inner.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=500, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))  # type: ignore[call-arg]
+    inner.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=500, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    )  # type: ignore[call-arg]
     inner.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0), trim_offsets=True, add_prefix_space=False)  # type: ignore[assignment]
     return inner
 
@@ -122,7 +124,28 @@ def test_smollm2_ids_are_those_transformers_makes_of_the_same_gguf(smollm2):
 
 def test_remembered_words_give_the_ids_of_the_library(smollm2):
     assert smollm2._words is not None, "the quick way does not fit SmolLM2"
-    parts = [" ", "  ", "\n", "\t", "a", "foo", "Bar", "12", "é", "中", "文字", "🎉", "'ll", "...", "<|im_end|>", "\r\n", "\u00a0", "\u3000", "\x1c", "e\u0301"]
+    parts = [
+        " ",
+        "  ",
+        "\n",
+        "\t",
+        "a",
+        "foo",
+        "Bar",
+        "12",
+        "é",
+        "中",
+        "文字",
+        "🎉",
+        "'ll",
+        "...",
+        "<|im_end|>",
+        "\r\n",
+        "\u00a0",
+        "\u3000",
+        "\x1c",
+        "e\u0301",
+    ]
     chance = random.Random(0)
     texts = ["".join(chance.choice(parts) for _ in range(chance.randrange(12))) for _ in range(4000)]
     expected = [code.ids for code in smollm2.inner.encode_batch(texts, add_special_tokens=False)]

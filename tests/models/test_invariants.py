@@ -7,13 +7,13 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from oracles import KINDS, gap, ours, reference, sample  # noqa: E402
+from oracles import KINDS, gap, ours, reference, sample
 
-from luthier.core.cache import Cache  # noqa: E402
-from luthier.core.names import export_state, import_state  # noqa: E402
-from luthier.models.bert import BERT  # noqa: E402
-from luthier.models.gpt2 import GPT2  # noqa: E402
-from luthier.models.llama import Llama  # noqa: E402
+from luthier.core.cache import Cache
+from luthier.core.names import export_state, import_state
+from luthier.models.bert import BERT
+from luthier.models.gpt2 import GPT2
+from luthier.models.llama import Llama
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 decoders = pytest.mark.parametrize("kind", [k for k in KINDS if k != "bert"])

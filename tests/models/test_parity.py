@@ -9,10 +9,10 @@ import transformers as hf
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from oracles import FLOOR, KINDS, gap, ours, reference, sample, theirs  # noqa: E402
+from oracles import FLOOR, KINDS, gap, ours, reference, sample, theirs
 
-from luthier.core.attention import Attention  # noqa: E402
-from luthier.core.block import Block, PostNorm, PreNorm  # noqa: E402
+from luthier.core.attention import Attention
+from luthier.core.block import Block, PostNorm, PreNorm
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -102,7 +102,9 @@ def _swap(block: Block) -> None:
 
 def _late(net) -> None:
     enter = net.enter
-    net.enter = lambda ids, mask=None, *rest: enter(ids, mask, rest[0], rest[1], rest[2], torch.arange(1, ids.shape[1] + 1)[None], *rest[4:])
+    net.enter = lambda ids, mask=None, *rest: enter(
+        ids, mask, rest[0], rest[1], rest[2], torch.arange(1, ids.shape[1] + 1)[None], *rest[4:]
+    )
 
 
 def _each(kind: type, change):

@@ -18,8 +18,12 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=T
 
 File = Annotated[Path, typer.Argument(help="JSONL, JSON, CSV, TSV, Parquet or text, also gzipped", show_default=False)]
 Form = Annotated[str, typer.Option(help=f"auto, {', '.join(FORMS)}")]
-ModelOption = Annotated[str | None, typer.Option(help="whose tokenizer and chat template: a folder, .gguf, pkg://..., hub://...", show_default=False)]
-TemplateOption = Annotated[str | None, typer.Option(help="human_assistant, alpaca, vicuna, baichuan, chatglm or a Jinja file", show_default=False)]
+ModelOption = Annotated[
+    str | None, typer.Option(help="whose tokenizer and chat template: a folder, .gguf, pkg://..., hub://...", show_default=False)
+]
+TemplateOption = Annotated[
+    str | None, typer.Option(help="human_assistant, alpaca, vicuna, baichuan, chatglm or a Jinja file", show_default=False)
+]
 SystemOption = Annotated[str | None, typer.Option(help="system message for conversations without one", show_default=False)]
 Length = Annotated[int, typer.Option(help="tokens of a row at most")]
 
@@ -142,7 +146,7 @@ def _reading(model: str | None, template: str | None) -> "tuple[Tokenizer | None
     return tokenizer, choose(template, tokenizer)
 
 
-def _coloured(text: str, ranges: "Ranges", tokenizer: "Tokenizer | None", colours: bool):  # noqa: ANN202  rich is imported late
+def _coloured(text: str, ranges: "Ranges", tokenizer: "Tokenizer | None", colours: bool):
     """The text, what is learnt in green (its tokens told apart by shade); between ⟦ ⟧ where there are no colours."""
     from rich.text import Text
 
@@ -170,6 +174,10 @@ def _summary(found: "Survey", length: int) -> list[str]:
         lines.append(f"rows that stand there twice: {found.doubles}")
     if found.tokens:
         total, learnt = sum(found.tokens), sum(found.learnt)
-        lines.append(f"tokens: {total}, per row {total / len(found.tokens):.0f}, at most {max(found.tokens)}; longer than {length}: {found.cut} rows")
-        lines.append(f"learnt: {learnt} tokens ({learnt / total:.0%}) within {length} tokens a row; the end of the turn in {found.ended} rows")
+        lines.append(
+            f"tokens: {total}, per row {total / len(found.tokens):.0f}, at most {max(found.tokens)}; longer than {length}: {found.cut} rows"
+        )
+        lines.append(
+            f"learnt: {learnt} tokens ({learnt / total:.0%}) within {length} tokens a row; the end of the turn in {found.ended} rows"
+        )
     return lines + found.advice(length)

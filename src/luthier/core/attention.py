@@ -91,9 +91,7 @@ def _padded(
     return out.masked_fill(~sighted, 0.0)
 
 
-def _packed(
-    q: Tensor, k: Tensor, v: Tensor, mask: Mask, bias: Tensor | None, scale: float | None, dropout: float
-) -> Tensor:
+def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Mask, bias: Tensor | None, scale: float | None, dropout: float) -> Tensor:
     """On a CPU document by document; elsewhere each document becomes a row of a padded batch, and comes back."""
     assert mask.lengths is not None and mask.allow is None and mask.keys is None and q.shape[0] == 1
     if q.device.type == "cpu" and bias is None and dropout == 0.0 and mask.window is None and mask.prompts is None:

@@ -110,7 +110,12 @@ def decodable(net: Net) -> bool:
 
 
 def _known(block: nn.Module) -> bool:
-    if type(block) is not PreNorm or type(block.attn) is not Attention or type(block.ffn) is not GatedFeedForward or block.cross is not None:
+    if (
+        type(block) is not PreNorm
+        or type(block.attn) is not Attention
+        or type(block.ffn) is not GatedFeedForward
+        or block.cross is not None
+    ):
         return False
     attn, ffn = block.attn, block.ffn
     sites = [_stated(module) for module in (attn.q, attn.k, attn.v, attn.o, ffn.gate, ffn.up, ffn.down)]

@@ -49,7 +49,9 @@ def quantised(weight: Int8, bias_O: Tensor | None) -> Product:
     return run
 
 
-def with_terms(base: Product, spans: Sequence[tuple[int, int]], terms: Sequence[Sequence[LowRankTerm]], like: Tensor, outputs: int) -> Product:
+def with_terms(
+    base: Product, spans: Sequence[tuple[int, int]], terms: Sequence[Sequence[LowRankTerm]], like: Tensor, outputs: int
+) -> Product:
     """base(x) plus scale * B A x on each span of its outputs: two small products for all terms together."""
     flat = [(span, term) for span, of_span in zip(spans, terms, strict=True) for term in of_span]
     if not flat:

@@ -145,7 +145,7 @@ class Transformer(Net):
 
     def hidden(self, ids, mask=None, *, lengths=None, prompts=None, types=None, positions=None, cache=None, allow=None) -> Tensor:  # type: ignore[override]
         x, context = self.enter(ids, mask, lengths, prompts, types, positions, cache, allow)
-        for x in self.layers(x, context):
+        for x in self.layers(x, context):  # noqa: B007, B020  (the last one)
             pass
         return self.norm(x)
 
@@ -212,7 +212,9 @@ class Transformer(Net):
 
     def _check(self, ids: Tensor, lengths: tuple[int, ...] | None, cache: Cache | None) -> None:
         if lengths is not None and (ids.shape[0] != 1 or sum(lengths) != ids.shape[1]):
-            raise ValueError(f"packed documents of {sum(lengths)} tokens in all need ids of shape (1, {sum(lengths)}), not {tuple(ids.shape)}")
+            raise ValueError(
+                f"packed documents of {sum(lengths)} tokens in all need ids of shape (1, {sum(lengths)}), not {tuple(ids.shape)}"
+            )
         longest = (max(lengths) if lengths else ids.shape[1]) + (cache.length if cache is not None else 0)
         if self.embed.positions is not None and longest > self.embed.positions:
             raise ValueError(f"a sequence of {longest} tokens is beyond the model's {self.embed.positions} positions; shorten it")

@@ -162,7 +162,9 @@ def _choices(row: Row) -> dict:
         question, choices = question["stem"], question["choices"]
     elif "choice1" in row:  # COPA
         numbered = sorted(name for name in row if name.startswith("choice") and name[6:].isdigit())
-        question = " ".join(filter(None, [_text(row, ("premise", "question")), str(row["question"]) if "premise" in row and question else None]))
+        question = " ".join(
+            filter(None, [_text(row, ("premise", "question")), str(row["question"]) if "premise" in row and question else None])
+        )
         choices = [row[name] for name in numbered]
     else:
         question, choices = _text(row, ("question", *TEXT)), row[_first(row, CHOICES)]

@@ -85,7 +85,9 @@ def build(model: Pieces) -> tokenizers.Tokenizer:
 
 def merges(model: Pieces) -> list[tuple[str, str]]:
     """The merges a BPE piece list stands for: every split of a piece into two known ones, best score first."""
-    ids = {piece: id for id, (piece, type) in enumerate(zip(model.pieces, model.types, strict=True)) if type in (NORMAL, USER_DEFINED, UNUSED)}
+    ids = {
+        piece: id for id, (piece, type) in enumerate(zip(model.pieces, model.types, strict=True)) if type in (NORMAL, USER_DEFINED, UNUSED)
+    }
     found = []
     for piece, id in ids.items():
         halves = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))

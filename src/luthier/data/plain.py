@@ -18,7 +18,9 @@ _ALPACA = (
     r"""{% for m in messages %}{% if m.role == 'system' %}{{ m.content ~ '\n\n' }}"""
     r"""{% elif m.role == 'user' %}{{ '### Instruction:\n' ~ m.content ~ '\n\n' }}"""
     r"""{% elif m.role == 'assistant' %}{{ '### Response:\n' }}{% generation %}{{ m.content ~ (eos_token or ('\n\n### Instruction:' if loop.last else '')) }}"""
-    r"""{% endgeneration %}{{ '' if loop.last else '\n\n' }}""" + _REST + r"""{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"""
+    r"""{% endgeneration %}{{ '' if loop.last else '\n\n' }}"""
+    + _REST
+    + r"""{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"""
 )
 _VICUNA = (
     r"""{{ bos_token }}{% if messages[0].role != 'system' %}{{ 'A chat between a curious user and an artificial intelligence assistant. """

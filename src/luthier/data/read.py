@@ -67,7 +67,9 @@ class JsonLines(Rows):
         except UnicodeDecodeError as error:
             raise ValueError(_not_utf8(self.where(index), error)) from error
         except json.JSONDecodeError as error:
-            raise ValueError(f"{self.where(index)}: not valid JSON: {error.msg} at column {error.colno}; mend or remove this line") from error
+            raise ValueError(
+                f"{self.where(index)}: not valid JSON: {error.msg} at column {error.colno}; mend or remove this line"
+            ) from error
         return _object(row, self.where(index))
 
 
@@ -171,7 +173,12 @@ def _json(path: Path) -> Rows:
 
 def _squad(article: dict) -> list[dict]:
     """SQuAD's nesting (Rajpurkar et al. 2016), one row per question."""
-    pairs = [(paragraph, question) for paragraph in article.get("paragraphs", []) if isinstance(paragraph, dict) for question in paragraph.get("qas", [])]
+    pairs = [
+        (paragraph, question)
+        for paragraph in article.get("paragraphs", [])
+        if isinstance(paragraph, dict)
+        for question in paragraph.get("qas", [])
+    ]
     return [{**question, "context": paragraph.get("context")} for paragraph, question in pairs] or [article]
 
 
@@ -192,7 +199,9 @@ def _table(path: Path, separator: str, header: bool) -> Rows:
                 if header:
                     continue
             if len(fields) != len(names):
-                raise ValueError(f"{path}:{reader.line_num}: {len(fields)} fields where the first line has {len(names)}; quote fields that hold {separator!r}")
+                raise ValueError(
+                    f"{path}:{reader.line_num}: {len(fields)} fields where the first line has {len(names)}; quote fields that hold {separator!r}"
+                )
             rows.append(dict(zip(names, fields, strict=True)))
             lines.append(reader.line_num)
     except csv.Error as error:

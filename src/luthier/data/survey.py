@@ -30,11 +30,17 @@ class Survey:
         """Sentences on what would go wrong."""
         found = []
         if self.learnt and len(self.barren) == self.rows:
-            found.append(f"every answer lies beyond data.length={length}; raise it to {int(np.percentile(self.tokens, 95))} to keep 95% of the rows whole")
+            found.append(
+                f"every answer lies beyond data.length={length}; raise it to {int(np.percentile(self.tokens, 95))} to keep 95% of the rows whole"
+            )
         elif self.barren:
-            found.append(f"{len(self.barren)} rows have no answer within data.length={length} (first: {self.barren[0]}); raise it or shorten them")
+            found.append(
+                f"{len(self.barren)} rows have no answer within data.length={length} (first: {self.barren[0]}); raise it or shorten them"
+            )
         if self.form in CONVERSATIONS and self.learnt and not self.ended:
-            found.append("no row teaches the end of a turn, so the model would not learn to stop; use another template or a larger data.length")
+            found.append(
+                "no row teaches the end of a turn, so the model would not learn to stop; use another template or a larger data.length"
+            )
         return found
 
 

@@ -84,7 +84,9 @@ class Tokenizer:
 
         With a [CLS]: the model's own form. Without: (bos) first eos, and second eos behind it, so that the last id is eos.
         """
-        return self.join(*(self.inner.encode(text, add_special_tokens=False) for text in (first, second) if text is not None), length=length)
+        return self.join(
+            *(self.inner.encode(text, add_special_tokens=False) for text in (first, second) if text is not None), length=length
+        )
 
     def join(self, a: tokenizers.Encoding, b: tokenizers.Encoding | None = None, length: int | None = None) -> tuple[list[int], list[int]]:
         """`pair` for texts encoded already, without specials; they are cut in place."""

@@ -51,7 +51,9 @@ def _table(rows: Iterable[dict[str, Any]], file: TextIO, separator: str) -> int:
     writer = csv.DictWriter(file, names, delimiter=separator)
     writer.writeheader()
     for row in kept:  # a list or an object is written as JSON, which reading understands for conversations
-        writer.writerow({name: json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value for name, value in row.items()})
+        writer.writerow(
+            {name: json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value for name, value in row.items()}
+        )
     return len(kept)
 
 

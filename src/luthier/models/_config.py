@@ -19,7 +19,9 @@ class Reader:
     def __call__(self, key: str, default: Any = MISSING) -> Any:
         value = self.config.get(key, default)
         if value is MISSING:
-            raise ValueError(f"config.json of a {self.config.get('model_type')} model lacks {key!r}; take the file that came with the weights")
+            raise ValueError(
+                f"config.json of a {self.config.get('model_type')} model lacks {key!r}; take the file that came with the weights"
+            )
         return value
 
     def activation(self, key: str, default: str) -> str:

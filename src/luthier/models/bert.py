@@ -45,7 +45,10 @@ class BERT:
 
     def build(self) -> Transformer:
         norm = partial(nn.LayerNorm, self.width, self.eps)
-        blocks = [PostNorm(self._attention(), FeedForward(self.width, self.hidden, self.act), norm, dropout=self.dropout) for _ in range(self.layers)]
+        blocks = [
+            PostNorm(self._attention(), FeedForward(self.width, self.hidden, self.act), norm, dropout=self.dropout)
+            for _ in range(self.layers)
+        ]
         embed = Embedding(
             nn.Embedding(self.vocab, self.width), nn.Embedding(self.positions, self.width), nn.Embedding(self.segments, self.width), norm(),
             dropout=self.dropout,

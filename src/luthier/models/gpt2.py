@@ -45,7 +45,10 @@ class GPT2:
 
     def build(self) -> Transformer:
         norm = partial(nn.LayerNorm, self.width, self.eps)
-        blocks = [PreNorm(self._attention(), FeedForward(self.width, self.inner, self.act), norm, dropout=self.dropout) for _ in range(self.layers)]
+        blocks = [
+            PreNorm(self._attention(), FeedForward(self.width, self.inner, self.act), norm, dropout=self.dropout)
+            for _ in range(self.layers)
+        ]
         embed = Embedding(nn.Embedding(self.vocab, self.width), nn.Embedding(self.positions, self.width), dropout=self.embed_dropout)
         out = nn.Linear(self.width, self.vocab, bias=False)
         if self.tied:

@@ -70,7 +70,10 @@ class Llama:
 
     def build(self) -> Transformer:
         norm = partial(RMSNorm, self.width, self.eps)
-        blocks = [PreNorm(self._attention(i), GatedFeedForward(self.width, self.hidden, self.act, self.ffn_bias), norm) for i in range(self.layers)]
+        blocks = [
+            PreNorm(self._attention(i), GatedFeedForward(self.width, self.hidden, self.act, self.ffn_bias), norm)
+            for i in range(self.layers)
+        ]
         out = nn.Linear(self.width, self.vocab, bias=False)
         embed = Embedding(nn.Embedding(self.vocab, self.width))
         if self.tied:
