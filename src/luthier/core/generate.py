@@ -56,10 +56,18 @@ class Sampling:
 
 @dataclass
 class Memory:
-    """What the cache already holds of a conversation, so that its next turn reads only what is new. One row."""
+    """What the cache already holds of a conversation, so that its next turn reads only what is new. One row.
+
+    It also keeps the decoder: take a new memory when weights or adapters change.
+    """
 
     ids: list[int] = field(default_factory=list)
     cache: Cache | None = None
+    decoder: Decoder | None = None
+
+    def clear(self) -> None:
+        """Forget the conversation, not how the weights are laid out."""
+        self.ids, self.cache = [], None
 
     def shared(self, prompt: list[int]) -> int:
         """Keeps the common beginning of what is held and the prompt; its length, short of the whole prompt by one at least."""
@@ -67,7 +75,7 @@ class Memory:
         while common < min(len(self.ids), len(prompt) - 1) and self.ids[common] == prompt[common]:
             common += 1
         self.ids = self.ids[:common]
-        if self.cache is not None:
+        if self.cache is not None:  # a call that was interrupted may have left more in it than ids
             self.cache.cut(common)
         return common
 
@@ -75,14 +83,15 @@ class Memory:
 class Reader:
     """Feeds ids to a net and gives the scores of what comes next: through the fast decoder, the cache, or (foreign nets) from the start."""
 
-    def __init__(self, net: Net, rows: int, sampling: Sampling, int8: bool = False, cache: Cache | None = None, fast: bool = True):
+    def __init__(self, net: Net, rows: int, sampling: Sampling, int8: bool = False, memory: Memory | None = None, fast: bool = True):
+        memory = memory or Memory()
         self.net, self.int8, self.sampling = net, int8, sampling
         self.cached = isinstance(net, Transformer)
         self.fast = fast and decodable(net)
         if int8 and not self.fast:
             raise ValueError("int8 weights are for rotary pre-norm models (llama and its kind) in evaluation mode; leave int8 out")
-        self.cache = cache or (Cache(len(net.order)) if isinstance(net, Transformer) else None)
-        self.decoder: Decoder | None = None
+        self.cache = memory.cache or (Cache(len(net.order)) if isinstance(net, Transformer) else None)
+        self.decoder = memory.decoder
         self.rows = rows
         self.ids_BT = torch.empty(rows, 0, dtype=torch.long)
         self.mask_BT = torch.empty(rows, 0, dtype=torch.bool)
@@ -158,8 +167,8 @@ def stream_ids(
     device = next(net.parameters()).device
     repeats = sampling.samples
     rows = [list(prompt) for prompt in prompts for _ in range(repeats)]
-    reader = Reader(net, len(rows), sampling, int8, memory.cache if memory else None, fast)
-    known = memory.shared(rows[0]) if memory else 0
+    reader = Reader(net, len(rows), sampling, int8, memory, fast)
+    known = memory.shared(rows[0]) if memory and reader.cached else 0
     ids_BT, mask_BT = left_padded([prompt[known:] for prompt in prompts], device)
     scores_BV = reader(ids_BT, mask_BT)
     if repeats > 1:
@@ -179,9 +188,10 @@ def stream_ids(
         yield given
         if all(ended) or step == sampling.max_tokens - 1:
             return
+        scores_BV = reader(chosen_B[:, None])
         if memory:
             memory.ids.append(new[0][-1])
-        scores_BV = reader(chosen_B[:, None])
+            memory.decoder = reader.decoder
 
 
 def generate_ids(net: Net, prompts: Sequence[Sequence[int]], sampling: Sampling = Sampling(), **options: object) -> list[list[int]]:

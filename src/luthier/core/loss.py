@@ -6,7 +6,7 @@ N labelled positions, D width, V vocabulary
 import torch
 from torch import Tensor
 
-BLOCK = 512  # positions at a time: (512, V) logits stay in reach of the cache and small beside the model
+BLOCK = 256  # positions at a time: their logits stay in reach of the cache and small beside the model
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -15,28 +15,34 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, label_N: Tensor):  # type: ignore[override]
         wants_hidden, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        wide = _wide(hidden_ND.dtype)
         grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight_VD, dtype=_wide(weight_VD.dtype)) if wants_weight else None
-        grad_bias = torch.zeros_like(bias_V, dtype=_wide(bias_V.dtype)) if wants_bias and bias_V is not None else None
-        total = hidden_ND.new_zeros((), dtype=_wide(hidden_ND.dtype))
+        grad_weight = torch.zeros_like(weight_VD, dtype=wide) if wants_weight else None
+        grad_bias = torch.zeros_like(bias_V, dtype=wide) if wants_bias and bias_V is not None else None
+        total = hidden_ND.new_zeros((), dtype=wide)
+        # Written over block after block: fresh memory of that size costs a good part of the product that fills it.
+        rows = min(BLOCK, len(label_N))
+        product = hidden_ND.new_empty(rows, len(weight_VD))
+        score, share = (product.new_empty(product.shape, dtype=wide) for _ in range(2))
         for start in range(0, len(label_N), BLOCK):
             block_ND, label = hidden_ND[start : start + BLOCK], label_N[start : start + BLOCK, None]
-            logits = torch.nn.functional.linear(block_ND, weight_VD, bias_V).to(_wide(hidden_ND.dtype))
-            top = logits.amax(-1, keepdim=True)
-            target = logits.gather(1, label)
-            share = logits.sub_(top).exp_()
-            mass = share.sum(-1, keepdim=True)
-            total += (mass.log() + top - target).sum()
+            y, z, p = (buffer[: len(block_ND)] for buffer in (product, score, share))
+            torch.mm(block_ND, weight_VD.T, out=y)
+            z.copy_(y if bias_V is None else y + bias_V)
+            torch.softmax(z, -1, out=p)
+            top, where = z.max(-1, keepdim=True)
+            # log(sum exp z) = max z - log(max p), and max p is at least 1/V, never too small to hold
+            total += (top - p.gather(1, where).log() - z.gather(1, label)).sum()
             if not (wants_hidden or wants_weight or wants_bias):
                 continue
-            share.div_(mass).scatter_add_(1, label, share.new_full(label.shape, -1.0))
-            error = share.to(hidden_ND.dtype)
+            p.scatter_add_(1, label, p.new_full(label.shape, -1.0))
+            error = p if y.dtype == wide else y.copy_(p)
             if grad_hidden is not None:
                 torch.mm(error, weight_VD, out=grad_hidden[start : start + BLOCK])
             if grad_weight is not None:
                 grad_weight += error.T @ block_ND
             if grad_bias is not None:
-                grad_bias += share.sum(0)
+                grad_bias += p.sum(0)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         return total
 

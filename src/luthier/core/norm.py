@@ -1,7 +1,6 @@
 """Norms. LayerNorm is torch's; RMSNorm: Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luthier.core.recall import remember
@@ -17,9 +16,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and x.requires_grad):
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+            return _rms_norm(x, self.weight, self.eps)
         source, weight, eps = x.detach(), self.weight.detach(), self.eps
-        return remember(_RMSNorm.apply(x, self.weight, eps), lambda: F.rms_norm(source, weight.shape, weight, eps))
+        return remember(_RMSNorm.apply(x, self.weight, eps), lambda: _rms_norm(source, weight, eps))
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -29,17 +28,26 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, eps: float):  # type: ignore[override]
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        return F.rms_norm(x, weight.shape, weight, eps)
+        return _rms_norm(x, weight, eps)
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        x, grad_wide = x.to(wide), grad.to(wide)
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(ctx.eps).rsqrt_()
-        unit = x * scale
-        grad_unit = grad_wide * weight.to(wide)
+        scale = _scale(x, ctx.eps)
+        unit, grad_wide = x * scale, grad.to(scale.dtype)
+        grad_unit = grad_wide * weight.to(scale.dtype)
         share = torch.linalg.vecdot(grad_unit, unit).div_(x.shape[-1]).unsqueeze(-1)
-        grad_x = grad_unit.addcmul_(unit, share, value=-1).mul_(scale) if ctx.needs_input_grad[0] else None
         grad_weight = (grad_wide * unit).flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        return None if grad_x is None else grad_x.to(grad.dtype), grad_weight, None
+        grad_x = grad_unit.addcmul_(unit, share, value=-1).mul_(scale).to(grad.dtype) if ctx.needs_input_grad[0] else None
+        return grad_x, grad_weight, None
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    scale = _scale(x, eps)
+    return (x * scale).mul_(weight).to(x.dtype)
+
+
+def _scale(x: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean(x^2) + eps), (..., 1), in float32 at least."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
