@@ -208,7 +208,8 @@ def describe(folder: Path, config: Run, ready: Ready) -> None:
     model, data = ready.model, [source.path for source in config.data.sources]
     data += [config.data.held_out] if isinstance(config.data.held_out, str) else []
     prints = [part.fingerprint() if part is not None else None for part in (model.tokenizer, model.template)]
-    settings, manifest = config.settings(), folders.describe(data, prints[0], prints[1], model.source)
+    settings = {**config.settings(), "objective": section("objectives", ready.objective)}  # with the label names found in the data
+    manifest = folders.describe(data, prints[0], prints[1], model.source)
     if (folder / folders.CONFIG).exists():
         folders.check_same(folder, settings, manifest)
     folders.write_json(folder / folders.MANIFEST, manifest)
