@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier.report import Scale, count, curve, duration, figures, page, signed, ticks, write
+from luthier.report import Scale, brief, count, curve, duration, figures, page, signed, ticks, write
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -107,9 +107,7 @@ def test_the_run_is_named_by_its_parts_and_its_cost(folder: Path) -> None:
 
 
 def test_a_change_is_good_where_loss_falls_and_other_figures_rise() -> None:
-    rows = {
-        row["name"]: row for row in figures({"loss": 3.0, "bleu": 4.0, "f": 1.0}, {"loss": 2.0, "bleu": 3.5, "f": 1.0})
-    }
+    rows = {row["name"]: row for row in figures({"loss": 3.0, "bleu": 4.0, "f": 1.0}, {"loss": 2.0, "bleu": 3.5, "f": 1.0})}
     assert (rows["loss"]["mark"], rows["bleu"]["mark"], rows["f"]["mark"]) == ("better", "worse", "")
     assert rows["loss"]["change"] == "−1"
 
@@ -163,6 +161,14 @@ def test_ticks_are_round_and_neither_few_nor_many(low: float, high: float) -> No
     assert all(low <= tick <= high for tick in found)
     gap = f"{found[1] - found[0]:.3e}"
     assert gap[:5] in ("1.000", "2.000", "5.000")
+
+
+def test_a_part_of_the_run_is_named_by_the_end_of_its_path() -> None:
+    assert brief("pkg://smol/SmolLM2.gguf") == "SmolLM2.gguf"
+    assert brief("pkg://minilm/model") == "minilm/model"
+    assert brief({"arch": "llama", "width": 8}) == "llama"
+    assert brief([{"path": "a/b.jsonl", "weight": 1}, {"path": "c.csv"}]) == "b.jsonl + c.csv"
+    assert brief({"fuse": [{"kind": "lora"}]}) == "fuse"
 
 
 def test_numbers_read_as_people_write_them() -> None:

@@ -80,7 +80,8 @@ def brief(value: Any) -> str:
     if isinstance(value, dict):
         value = value.get("kind") or value.get("arch") or value.get("path") or ", ".join(value)
         return brief(value)
-    return str(value).rstrip("/").rpartition("/")[2]
+    parts = str(value).rstrip("/").split("/")
+    return "/".join(parts[-2:] if parts[-1] in ("model", "adapter") else parts[-1:])
 
 
 def cards(result: dict, lines: list[dict]) -> list[dict[str, str]]:
@@ -123,7 +124,7 @@ def figures(before: dict, after: dict) -> list[dict[str, str]]:
                 "name": name.replace("_", " "),
                 "before": short(then),
                 "after": short(now),
-                "change": "" if change is None else signed(change, ".4g"),
+                "change": "" if change is None else signed(change, ".3g"),
                 "mark": "" if not change else "better" if good else "worse",
             }
         )
@@ -197,11 +198,11 @@ def points(lines: list[dict], key: str, most: int = 1500) -> list[tuple[float, f
 
 
 def smoothed(train: list[tuple[float, float]], share: float = 0.04) -> list[tuple[float, float]]:
-    """Mean over the steps around each; fewer of them at the ends."""
+    """Mean over the steps around each; near the first step, where the loss falls fast, over fewer."""
     reach = max(1, round(share * len(train)))
     made = []
     for i, (step, _) in enumerate(train):
-        near = min(reach, i, len(train) - 1 - i)
+        near = min(reach, i)
         window = [loss for _, loss in train[i - near : i + near + 1]]
         made.append((step, sum(window) / len(window)))
     return made
