@@ -1,5 +1,6 @@
 """A run from YAML to result: what lies in its folder, going on, what is refused."""
 
+import errno
 import json
 import math
 import os
@@ -244,6 +245,33 @@ def test_a_run_whose_loss_is_no_number_fails_and_keeps_its_checkpoint(tmp_path: 
     assert last is not None
     checkpoint.read(last)
     assert not (tmp_path / "out" / "adapter").exists()
+
+
+def test_a_disk_that_is_full_at_the_end_keeps_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from luthier.tuning._attached import Attached
+
+    def full(self: Attached, directory: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
+
+    config = tiny(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Attached, "save", full)
+        with pytest.raises(
+            RunFailed, match=r"cannot write .*adapter: No space left on device; the weights are whole in .*checkpoints; make"
+        ):
+            run(config)
+    run(config, resume="auto")
+    again = adapter(tmp_path / "out")
+    run(tiny(tmp_path, output=str(tmp_path / "straight")))
+    assert same(again, adapter(tmp_path / "straight"))
+
+
+def test_questions_are_answered_before_and_after(tmp_path: Path) -> None:
+    run(tiny(tmp_path, samples=2, evaluation=["perplexity"], training={"precision": "bf16"}))
+    samples = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert len(samples) == 2
+    assert all(set(sample) == {"prompt", "reference", "before", "after"} for sample in samples)
+    assert all(sample["prompt"][-1]["role"] == "user" for sample in samples)
 
 
 def test_importing_run_and_reading_a_run_file_needs_no_torch(tmp_path: Path) -> None:

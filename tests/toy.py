@@ -11,6 +11,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from luthier.core.transformer import Net
 from luthier.training import checkpoint
 from luthier.training.loop import History, train
 from luthier.training.random import seed_all
@@ -19,7 +20,7 @@ from luthier.training.settings import Training
 VOCAB, WIDTH, ROWS = 11, 6, 10
 
 
-class ToyNet(nn.Module):
+class ToyNet(Net):
     """Hidden states are dropped-out, normed vectors of the ids; the head is tied to them."""
 
     def __init__(self, dropout: float) -> None:
@@ -32,7 +33,10 @@ class ToyNet(nn.Module):
         self.heads = nn.ModuleDict({"lm": nn.Linear(WIDTH, VOCAB, bias=False)})
         self.heads["lm"].weight = self.token.weight
 
-    def hidden(self, ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    def add_head(self, kind: str, labels: int) -> None:
+        raise NotImplementedError
+
+    def hidden(self, ids: Tensor, lengths: tuple[int, ...]) -> Tensor:  # type: ignore[override]
         return self.norm(self.mix(self.dropout(self.token(ids))))
 
 

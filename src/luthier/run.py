@@ -6,6 +6,7 @@ The run's folder is the whole story: config.yaml (every default filled in), mani
 model/, result.json, report.html.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from luthier import config as yaml
 from luthier import lookup
+from luthier.config import RunFailed
 from luthier.data.settings import Data
 from luthier.lookup import Shelf
 from luthier.training import folder as folders
@@ -107,7 +109,11 @@ def run(config: Run, resume: str | Path | None = None, dry_run: bool = False) ->
     folders.check(folder, resume)
     start = folders.start(folder, resume, checkpoint.newest(folder / folders.CHECKPOINTS))
     ready = prepare(config)
-    doctor.refuse(doctor.check(config, ready.model, ready.stream, ready.objective))
+    findings = doctor.check(config, ready.model, ready.stream, ready.objective)
+    doctor.refuse(findings)
+    for finding in findings:
+        if finding.level == "note":
+            print(f"note: {finding.sentence}", file=sys.stderr)
     result = Result(folder, count(ready.attached.parameters.values()), count(ready.model.net.parameters()))
     if dry_run:
         return result
@@ -219,10 +225,11 @@ def describe(folder: Path, config: Run, ready: Ready) -> None:
 def hand_over(folder: Path, ready: Ready) -> Path:
     """The adapter, or the whole model where all of it trains."""
     path = folder / ("model" if ready.attached.whole else "adapter")
-    if ready.attached.whole:
-        ready.model.save(path)
-    else:
-        ready.attached.save(path)
+    try:
+        (ready.model if ready.attached.whole else ready.attached).save(path)
+    except OSError as error:
+        kept = f"the weights are whole in {folder / folders.CHECKPOINTS}; make room and go on with --resume auto"
+        raise RunFailed(f"cannot write {path}: {error.strerror or error}; {kept}") from error
     return path
 
 

@@ -62,6 +62,11 @@ def test_after_the_last_step_the_floor_holds() -> None:
         assert factor(training, STEPS + 5, STEPS) == pytest.approx(last)
 
 
+def test_a_decay_shorter_than_a_step_is_none() -> None:
+    training = Training(steps=2, rows=1, schedule="wsd", decay=0.2)
+    assert [factor(training, step, 2) for step in range(2)] == [1.0, 1.0]
+
+
 def test_a_warmup_longer_than_the_run_never_divides_by_zero() -> None:
     for schedule in ("constant", "linear", "cosine", "wsd"):
         training = Training(steps=2, rows=1, warmup=5, decay=0.0, schedule=schedule)  # type: ignore[arg-type]

@@ -42,9 +42,7 @@ def start(folder: Path, resume: str | Path | None, newest: Path | None) -> Path 
     if path.resolve() == folder.resolve():
         return newest
     if path.resolve().parent != (folder / CHECKPOINTS).resolve():
-        raise ValueError(
-            f"{path} is not a checkpoint of this run; they lie in {folder / CHECKPOINTS}. To start from its weights, name its folder as model"
-        )
+        raise ValueError(f"{path} is not a checkpoint of this run; they lie in {folder / CHECKPOINTS}")
     return path
 
 

@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from luthier.config import RunFailed
+
 NAME = "metrics.jsonl"
 
 
@@ -78,8 +80,11 @@ class Log:
 
     def write(self, figures: dict[str, Any]) -> None:
         """One line of metrics.jsonl, whole in one write."""
-        self.file.write(json.dumps(figures) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(figures) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise RunFailed(f"cannot write {self.path}: {error.strerror}; make room and go on with --resume auto") from error
         if self.board is not None:
             for name, value in figures.items():
                 if isinstance(value, int | float) and name != "step":

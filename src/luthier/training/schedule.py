@@ -39,4 +39,4 @@ def cosine(step: int, steps: int, floor: float = 0.0) -> float:
     """From 1 down to `floor` along half a cosine; 1 before, `floor` after."""
     if step >= steps:
         return floor
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * max(0, step) / steps))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * max(0, step) / max(1, steps)))
