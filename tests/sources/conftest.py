@@ -1,6 +1,7 @@
 """Tiny models on disk that the tests of sources share."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,8 @@ def exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.models.mistral.modeling_mistral import MistralRMSNorm
     from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+
     for norm in (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm):
-        monkeypatch.setattr(
-            norm, "forward", lambda self, x: self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
-        )
+        monkeypatch.setattr(norm, "forward", forward)

@@ -7,9 +7,7 @@ import typer
 
 
 def convert(
-    source: Annotated[
-        str, typer.Argument(metavar="IN", help="a folder with *.bin or *.pt, one such file, or a .gguf source", show_default=False)
-    ],
+    source: Annotated[str, typer.Argument(metavar="IN", help="a folder of pickles, a pickle, or a .gguf file", show_default=False)],
     out: Annotated[Path, typer.Argument(help="the folder to write", show_default=False)],
     dtype: Annotated[str | None, typer.Option(help="of the weights out of GGUF; default float32", show_default=False)] = None,
 ) -> None:

@@ -46,9 +46,8 @@ def fill(place: Path, folder: Path, files: list[Path]) -> None:
     if len(files) > 1:
         specs = {name: Safetensors([place / name]).specs for name in names}
         total = sum(spec.bytes for each in specs.values() for spec in each.values())
-        write_json(
-            place / INDEX, {"metadata": {"total_size": total}, "weight_map": {tensor: name for name in names for tensor in specs[name]}}
-        )
+        where = {tensor: name for name in names for tensor in specs[name]}
+        write_json(place / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
     for pattern in TEXT:
         for path in folder.glob(pattern):
             if not path.name.endswith(".index.json"):
@@ -56,9 +55,8 @@ def fill(place: Path, folder: Path, files: list[Path]) -> None:
 
 
 def in_child(pickle: Path, out: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "luthier.sources.convert", str(pickle), str(out)], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "luthier.sources.convert", str(pickle), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == REFUSED:
         raise ValueError(f"{pickle}: {done.stderr.strip()}")
     if done.returncode:
@@ -78,14 +76,18 @@ def child(pickle: str, out: str) -> str | None:
     try:
         held = torch.load(pickle, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(pickle))
     except module.UnpicklingError as error:
-        return f"it holds more than weights, or is damaged, so it was not opened ({str(error).splitlines()[0][:200]})"
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        return f"it is damaged or no torch file ({str(error).splitlines()[0][:200]})"
+        return f"it holds more than weights, or is damaged, so it was not opened ({first_line(error)})"
+    except Exception as error:  # torch and pickle raise all kinds on a damaged file
+        return f"it is damaged or no torch file ({first_line(error)})"
     tensors = weights(held)
     if not tensors:
         return f"no weights in it; it holds {json.dumps(sorted(map(str, held))[:5]) if isinstance(held, Mapping) else type(held).__name__}"
     write_safetensors(out, tensors)
     return None
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def weights(held: Any) -> dict[str, Any]:

@@ -71,16 +71,10 @@ def describe_stack(body: Anatomy, name: str) -> dict[str, Any]:
     for role in body.stacks[name].parts:
         sites = body.find(f"{name}.{role}" if "." not in role else role)
         values = {id(value): value for site in sites for value in site.parameters.values()}  # a shared block counts once
-        roles[role] = {
-            "shape": list(sites[0].weight.shape),
-            "bias": sites[0].bias is not None,
-            "parameters": sum(v.numel() for v in values.values()),
-        }
-    return {
-        "blocks": len(body.stacks[name].blocks),
-        "roles": roles,
-        "parameters": sum(p.numel() for p in body.stacks[name].blocks.parameters()),
-    }
+        count = sum(value.numel() for value in values.values())
+        roles[role] = {"shape": list(sites[0].weight.shape), "bias": sites[0].bias is not None, "parameters": count}
+    blocks = body.stacks[name].blocks
+    return {"blocks": len(blocks), "roles": roles, "parameters": sum(parameter.numel() for parameter in blocks.parameters())}
 
 
 def around(body: Anatomy, net: Transformer) -> dict[str, Any]:

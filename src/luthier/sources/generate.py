@@ -1,0 +1,156 @@
+"""Text in, text out: prompts and conversations continued by a model, with core.generate choosing the tokens."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from luthier.core.generate import Memory, Sampling, generate_ids, stream_ids
+from luthier.data.template import Template
+from luthier.data.tokenizer import Tokenizer
+from luthier.sources.model import Model
+from luthier.sources.writer import Writer
+
+Prompt = str | Sequence[Mapping[str, str]]
+
+
+def generate_texts(
+    model: Model,
+    prompts: Sequence[Prompt] | Prompt,
+    max_tokens: int = 128,
+    temperature: float = 1.0,
+    *,
+    stop: str | Sequence[str] = (),
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    int8: bool = False,
+    template: Template | None = None,
+    **sampling: Any,
+) -> list[str]:
+    """One new text for each prompt (`samples` for each, in turn), without the prompt, the end token or the stop string.
+
+    A prompt is a string, continued as it stands, or a conversation of {"role", "content"}, written by the template (the model's own, if
+    none is given) with the header of an answer behind it. stop: strings that end a text. seed or generator: the same one gives the same
+    texts; without, torch's global generator is used. int8: weights in 8 bits. sampling: min_tokens, top_k, top_p, repetition_penalty,
+    samples, beams, length_penalty. ValueError for settings that do not fit and for prompts that are empty or too long.
+    """
+    settings = _settings(max_tokens, temperature, sampling)
+    questions = _separate(prompts)
+    asked = [Asked(model, prompt, stop, template) for prompt in questions]
+    if not asked:
+        return []
+    _room(model, asked, settings)
+    generator = torch.Generator(model.device).manual_seed(seed) if seed is not None else generator
+    eos = asked[0].eos
+    options: dict[str, Any] = {"eos": eos, "generator": generator, "int8": int8}
+    if settings.beams > 1:
+        rows = generate_ids(model.net, [a.ids for a in asked], settings, stop=lambda row, new: asked[row].ends(new), **options)
+        return [asked[i // settings.samples].text(row, eos) for i, row in enumerate(rows)]
+    writers = [a.writer() for a in asked for _ in range(settings.samples)]
+    texts = [""] * len(writers)
+
+    def written(row: int, new: list[int]) -> bool:
+        texts[row] += writers[row].feed(new[-1])
+        return writers[row].ended
+
+    for _ in stream_ids(model.net, [a.ids for a in asked], settings, stop=written, **options):
+        pass
+    return [text + writer.flush() for text, writer in zip(texts, writers, strict=True)]
+
+
+def stream_text(
+    model: Model,
+    prompt: Prompt,
+    sampling: Sampling,
+    *,
+    stop: str | Sequence[str] = (),
+    generator: torch.Generator | None = None,
+    memory: Memory | None = None,
+    int8: bool = False,
+    template: Template | None = None,
+) -> Iterator[str]:
+    """The answer piece by piece as its tokens are chosen. memory: what earlier calls have read, so that only what is new is read."""
+    asked = Asked(model, prompt, stop, template)
+    _room(model, [asked], sampling)
+    writer = asked.writer()
+    options: dict[str, Any] = {"stop": lambda _, new: asked.ends(new), "memory": memory, "int8": int8, "generator": generator}
+    for step in stream_ids(model.net, [asked.ids], sampling, eos=asked.eos, **options):
+        token = step[0]
+        piece = "" if token is None or token in asked.eos else writer.feed(token)
+        if piece:
+            yield piece
+        if writer.ended:
+            return
+    rest = writer.flush()
+    if rest:
+        yield rest
+
+
+class Asked:
+    """A prompt ready for the net: its ids, and what ends the answer to it."""
+
+    def __init__(self, model: Model, prompt: Prompt, stop: str | Sequence[str], template: Template | None) -> None:
+        if model.tokenizer is None:
+            raise ValueError(
+                f"{model.source or 'this model'} has no tokenizer, so it cannot read text; use luthier.core.generate on token ids"
+            )
+        self.tokenizer: Tokenizer = model.tokenizer
+        self.stop = [stop] if isinstance(stop, str) else list(stop)
+        template = template or model.template
+        self.eos = _ends(self.tokenizer, template)
+        if isinstance(prompt, str):
+            self.ids = self.tokenizer.encode(prompt)
+            if self.tokenizer.adds_bos and self.tokenizer.bos is not None:
+                self.ids = [self.tokenizer.bos, *self.ids]
+            self.before = self.ids
+        else:
+            if template is None:
+                raise ValueError(
+                    f"{model.source or 'this model'} has no chat template: give one (template=, --template human_assistant), or a plain string"
+                )
+            self.ids = self.tokenizer.encode(template.render(prompt, generation=True))
+            self.before = []
+            self.stop.extend(template.stop)
+
+    def writer(self) -> Writer:
+        return Writer(self.tokenizer, self.stop, self.before)
+
+    def text(self, new: Sequence[int], eos: frozenset[int]) -> str:
+        writer = self.writer()
+        return "".join([*(writer.feed(token) for token in new if token not in eos), writer.flush()])
+
+    def ends(self, new: Sequence[int]) -> bool:
+        return bool(self.stop) and any(stop in self.tokenizer.decode(new) for stop in self.stop)
+
+
+def _ends(tokenizer: Tokenizer, template: Template | None) -> frozenset[int]:
+    """The end token, and the template's end of a turn where that is a special token of its own."""
+    ends = set() if tokenizer.eos is None else {tokenizer.eos}
+    turn = tokenizer.encode(template.end_of_turn) if template is not None and template.end_of_turn else []
+    return frozenset(ends | set(turn) if len(turn) == 1 and not tokenizer.decode(turn) else ends)
+
+
+def _separate(prompts: Sequence[Any] | Prompt) -> list[Prompt]:
+    """A list of prompts, also where one string or one conversation was given."""
+    if isinstance(prompts, str):
+        return [prompts]
+    return [prompts] if prompts and isinstance(prompts[0], Mapping) else list(prompts)  # type: ignore[list-item]
+
+
+def _settings(max_tokens: int, temperature: float, sampling: dict[str, Any]) -> Sampling:
+    unknown = sampling.keys() - Sampling.__dataclass_fields__.keys()
+    if unknown:
+        known = ", ".join(sorted(Sampling.__dataclass_fields__.keys() | {"stop", "seed", "generator", "int8", "template"}))
+        raise ValueError(f"generate knows no {', '.join(map(repr, sorted(unknown)))}; its settings are {known}")
+    return Sampling(max_tokens=max_tokens, temperature=temperature, **sampling)
+
+
+def _room(model: Model, asked: Sequence[Asked], sampling: Sampling) -> None:
+    """Refuses before the first token what would not fit into the model's positions."""
+    positions = getattr(model.net, "config", None) and getattr(model.net.config, "positions", None)  # foreign nets know their own limit
+    for i, question in enumerate(asked):
+        if positions is not None and len(question.ids) + sampling.max_tokens > positions:
+            raise ValueError(
+                f"prompt {i + 1} has {len(question.ids)} tokens and {sampling.max_tokens} more are asked for, but the model has "
+                f"{positions} positions; shorten the prompt or lower max_tokens"
+            )
