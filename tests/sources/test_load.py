@@ -12,6 +12,7 @@ from torch import nn
 
 import luthier.sources.load as load_file
 from luthier.sources.load import load_model
+from luthier.sources.open import open_checkpoint
 from stored import disturbed, saved, tiny
 from tiny import minilm_path, smollm2_path
 
@@ -111,7 +112,7 @@ def test_dtype_is_what_is_stored_or_asked_for(tmp_path: Path):
 
 
 def test_weights_of_the_wanted_type_are_not_copied(llama_folder: Path):
-    checkpoint = load_file.open_checkpoint(llama_folder)
+    checkpoint = open_checkpoint(llama_folder)
     read = {name: checkpoint.tensors[name].data_ptr() for name in checkpoint.tensors}
     net = load_file.load_net(checkpoint)
     assert net.embed.token.weight.data_ptr() == read["model.embed_tokens.weight"]

@@ -119,7 +119,7 @@ def test_no_room_is_said_before_anything_is_written(llama_folder: Path, tmp_path
     from collections import namedtuple
 
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(save_file.shutil, "disk_usage", lambda path: usage(10, 9, 1))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10, 9, 1))
     with pytest.raises(OSError, match=r"the model needs .* and the disk has"):
         load_model(llama_folder).save(tmp_path / "m")
     assert not list(tmp_path.iterdir())
