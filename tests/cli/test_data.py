@@ -5,12 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from tests.tiny import smollm2_path
+from typer.testing import CliRunner, Result
 
 from luthier.cli.main import app
 from luthier.data.read import read
-from tests.tiny import smollm2_path
 
 TALK = {"messages": [{"role": "user", "content": "Ping?"}, {"role": "assistant", "content": "Pong!"}]}
 

@@ -169,7 +169,9 @@ def test_a_bad_row_is_found_before_the_run_with_its_line(tmp_path):
     rows[3] = {"messages": rows[3]["messages"][:1]}
     path = tmp_path / "x.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ValueError, match=r"x.jsonl:4: no assistant turn \(roles: user\), so there is nothing to learn; add the answer or remove the row"):
+    with pytest.raises(
+        ValueError, match=r"x.jsonl:4: no assistant turn \(roles: user\), so there is nothing to learn; add the answer or remove the row"
+    ):
         open_stream(Data(str(path)), seed=0)
 
 
@@ -202,11 +204,13 @@ def test_whole_numbers_in_proportion_add_up():
         weights = [chance.random() + 0.01 for _ in range(chance.randrange(1, 6))]
         total = chance.randrange(1, 50)
         counts = _apportion(total, weights)
-        assert sum(counts) == total and all(abs(count - total * weight / sum(weights)) < 1 for count, weight in zip(counts, weights, strict=True))
+        assert sum(counts) == total and all(
+            abs(count - total * weight / sum(weights)) < 1 for count, weight in zip(counts, weights, strict=True)
+        )
 
 
 def test_real_sets_are_recognised():
-    from tests.tiny import data_path
+    from tiny import data_path
 
     cases = {
         "alpaca_gpt4_en/alpaca_en_demo.json": ("alpaca", 999), "belle_seed/zh_seed_tasks.json": ("alpaca", 175), "rte/dev.tsv": ("labelled", 277),

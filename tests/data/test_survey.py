@@ -4,14 +4,14 @@ import json
 
 import pytest
 
+from bytebpe import roberta_like
+from chats import ENDLESS, SMOLLM2
 from luthier.data.read import read
 from luthier.data.settings import Data
 from luthier.data.stream import Part
 from luthier.data.survey import read_as, survey
 from luthier.data.template import Template, named
 from luthier.data.tokenizer import Tokenizer
-from tests.data.templates import ENDLESS, SMOLLM2
-from tests.data.test_tokenizer import roberta_like
 
 
 def part(tmp_path, *rows) -> Part:

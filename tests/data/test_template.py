@@ -3,9 +3,9 @@
 import itertools
 
 import pytest
-from tests.data.templates import BOTH, ENDLESS, REAL, THINKING
-from tests.data.test_tokenizer import roberta_like
 
+from bytebpe import roberta_like
+from chats import BOTH, ENDLESS, REAL, THINKING
 from luthier.data.plain import PLAIN
 from luthier.data.template import Template, choose, named
 

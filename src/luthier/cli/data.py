@@ -1,6 +1,7 @@
 """Look at a data file, check every row, turn it into another form."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -165,7 +166,7 @@ def _tokens(text: str, tokenizer: "Tokenizer | None") -> list[str]:
     if tokenizer is None:
         return [text]
     starts = [0, *sorted({start for start, stop in tokenizer.spans(text)[1] if stop > start > 0}), len(text)]
-    return [text[a:b] for a, b in zip(starts, starts[1:], strict=False)]
+    return [text[a:b] for a, b in pairwise(starts)]
 
 
 def _summary(found: "Survey", length: int) -> list[str]:

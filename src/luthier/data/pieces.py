@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
@@ -126,7 +127,7 @@ def _signed(value: int) -> int | None:
     return value if value >= 0 else None  # -1: the model has none
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | float | bytes]]:  # type: ignore[type-arg]
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     """(field number, value) pairs of one protocol-buffer message."""
     at = 0
     while at < len(data):

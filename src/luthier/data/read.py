@@ -55,7 +55,7 @@ class JsonLines(Rows):
         for i in np.flatnonzero(full & (ends - starts < 8)):  # perhaps spaces only
             full[i] = bool(data[starts[i] : ends[i]].strip())
         self.data, self.starts, self.ends = data, starts[full], ends[full]
-        super().__init__(path, (), np.flatnonzero(full) + 1)
+        super().__init__(path, (), (np.flatnonzero(full) + 1).tolist())
 
     def __len__(self) -> int:
         return len(self.starts)

@@ -8,13 +8,14 @@ import json
 from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.runtime
 import jinja2.sandbox
+from jinja2.exceptions import SecurityError
 from jinja2.parser import Parser
 
 LONGEST = 10_000_000  # characters one expression may multiply up to
@@ -27,11 +28,11 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "**" and not (abs(left) < 1000 and abs(right) < 100):
-            raise jinja2.sandbox.SecurityError(f"{left} ** {right} is too large a power for a chat template")
+            raise SecurityError(f"{left} ** {right} is too large a power for a chat template")
         if operator == "*" and any(isinstance(side, (str, list, tuple)) for side in (left, right)):
             text, times = (right, left) if isinstance(left, int) else (left, right)
             if len(text) * times > LONGEST:
-                raise jinja2.sandbox.SecurityError(f"a chat template may not repeat {len(text)} items {times} times")
+                raise SecurityError(f"a chat template may not repeat {len(text)} items {times} times")
         return super().call_binop(context, operator, left, right)
 
 
@@ -40,14 +41,14 @@ class Namespace(jinja2.utils.Namespace):
 
     def __setitem__(self, name: str, value: Any) -> None:
         if str(name).startswith("_"):
-            raise jinja2.sandbox.SecurityError(f"a chat template may not set the attribute {name!r}")
+            raise SecurityError(f"a chat template may not set the attribute {name!r}")
         super().__setitem__(name, value)
 
 
 class Generation(jinja2.ext.Extension):
     """{% generation %} ... {% endgeneration %}: prints its body; between marks where the caller passes `generation_marks`."""
 
-    tags = {"generation"}
+    tags: ClassVar[set[str]] = {"generation"}
 
     def parse(self, parser: Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno

@@ -66,7 +66,9 @@ class Part:
     def hold_out(self, count: int, seed: int) -> list[dict]:
         """Takes `count` rows, chosen by the seed, away from training and returns them."""
         if count >= len(self.rows):
-            raise ValueError(f"{self.rows.path}: held_out takes {count} of {len(self.rows)} rows, which leaves none to train on; hold out fewer")
+            raise ValueError(
+                f"{self.rows.path}: held_out takes {count} of {len(self.rows)} rows, which leaves none to train on; hold out fewer"
+            )
         chosen = np.sort(_rng(seed, "held out").permutation(len(self.rows))[:count])
         self.train = np.setdiff1d(self.train, chosen)
         return [self[int(index)] for index in chosen]
@@ -191,7 +193,9 @@ def _hold_out(parts: list[Part], data: Data, seed: int) -> list[dict]:
             raise ValueError(f"data.held_out={data.held_out} is also trained on; give another file, or a share")
         part = _open(Source(data.held_out), data)
         if set(part[0]) - {"pair"} != set(parts[0][0]) - {"pair"}:
-            raise ValueError(f"data.held_out={data.held_out} is {part.form!r}, the training rows are {parts[0].form!r}; give rows of the same form")
+            raise ValueError(
+                f"data.held_out={data.held_out} is {part.form!r}, the training rows are {parts[0].form!r}; give rows of the same form"
+            )
         return [part[i] for i in range(len(part.rows))]
     sizes = [len(part.rows) for part in parts]
     if isinstance(data.held_out, int):

@@ -6,7 +6,6 @@ the plain rendering, so neither an assistant that quotes the end-of-turn marker 
 
 import hashlib
 import json
-import os.path
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -14,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 import jinja2
-import jinja2.sandbox
+from jinja2.exceptions import SecurityError
 
 from luthier.data.plain import PLAIN
 from luthier.data.sandbox import compiled
@@ -62,7 +61,7 @@ class Template:
             text = self.render([ask, {"role": "assistant", "content": second}])
             return text.partition(second)[2].rstrip() or text.partition(second)[2]
         between, last = text.partition(first)[2].partition("\ue0f7")[0], text.partition(second)[2]
-        common = os.path.commonprefix([between, last])
+        common = _common(between, last)
         return common.rstrip() or common
 
     def fingerprint(self) -> str:
@@ -73,7 +72,7 @@ class Template:
         values = {"tools": None, "documents": None, "generation_marks": marks, **self.specials}
         try:
             return compiled(self.source).render(messages=messages, add_generation_prompt=generation, **values)
-        except jinja2.sandbox.SecurityError as error:
+        except SecurityError as error:
             raise ValueError(f"chat template {self.name!r} was refused: {error}; use a template from a source you trust") from error
         except jinja2.TemplateError as error:
             raise ValueError(f"chat template {self.name!r} does not take this conversation: {error}") from error
@@ -186,6 +185,12 @@ def choose(setting: str | None, tokenizer: Tokenizer) -> Template | None:
     if not tokenizer.adds_bos:  # a plain text starts with bos only where the model is used to it
         specials.pop("bos_token", None)
     return named(setting, specials)
+
+
+def _common(one: str, other: str) -> str:
+    """What both begin with."""
+    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[:length]
 
 
 def _marks(text: str) -> tuple[str, str]:

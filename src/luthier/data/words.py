@@ -112,13 +112,24 @@ def _whole(word: str) -> bool:
 def fits(inner: tokenizers.Tokenizer) -> bool:
     """Whether texts may be cut at single spaces without changing the ids: a byte-level BPE without surprises at spaces."""
     model, normalizer, before = inner.model, inner.normalizer, inner.pre_tokenizer
-    if not isinstance(model, models.BPE) or model.dropout or not (normalizer is None or isinstance(normalizer, normalizers.NFC)) or before is None:
+    if (
+        not isinstance(model, models.BPE)
+        or model.dropout
+        or not (normalizer is None or isinstance(normalizer, normalizers.NFC))
+        or before is None
+    ):
         return False
-    if any(token.lstrip or token.rstrip or token.single_word or any(map(str.isspace, token.content)) for token in inner.get_added_tokens_decoder().values()):
+    if any(
+        token.lstrip or token.rstrip or token.single_word or any(map(str.isspace, token.content))
+        for token in inner.get_added_tokens_decoder().values()
+    ):
         return False
     steps = json.loads(before.__getstate__())
     steps = steps["pretokenizers"] if steps["type"] == "Sequence" else [steps]
     if any(step["type"] not in ("ByteLevel", "Digits", "Split") or step.get("add_prefix_space") for step in steps):
         return False
     pieces = inner.encode_batch_fast(cut(PROBE), add_special_tokens=False)
-    return steps[-1]["type"] == "ByteLevel" and [id for piece in pieces for id in piece.ids] == inner.encode(PROBE, add_special_tokens=False).ids
+    return (
+        steps[-1]["type"] == "ByteLevel"
+        and [id for piece in pieces for id in piece.ids] == inner.encode(PROBE, add_special_tokens=False).ids
+    )
