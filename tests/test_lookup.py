@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from luthier import lookup
+from luthier.declaration import read
 
 PLUG_IN = '''
 """Mine: a method. Doe et al. 2020, arXiv:2001.00001, eq. 3.
@@ -140,7 +141,7 @@ def test_a_file_that_is_no_plug_in_is_refused(shelf: Path, source: str, sentence
 def test_the_first_line_is_title_and_paper(tmp_path: Path, first: str, title: str, paper: str):
     path = tmp_path / "one.py"
     path.write_text(f'"""{first}"""\nfrom dataclasses import dataclass\n@dataclass\nclass One:\n    pass\n', encoding="utf-8")
-    found = lookup.read(path)
+    found = read(path)
     assert (found.title, found.paper) == (title, paper)
 
 

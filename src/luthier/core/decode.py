@@ -48,7 +48,9 @@ class Decoder:
         self.net, self.rows, self.int8, self.copies = net, rows, int8, copies
         layers = [self._layer(block) for block in net.blocks]
         self.layers = [layers[index] for index in net.order]
-        self.transform, self.head = net.heads["lm"].transform, self._fan(net.heads["lm"].out)
+        head = net.heads["lm"]
+        assert isinstance(head, LanguageHead)
+        self.transform, self.head = head.transform, self._fan(head.out)
 
     def __call__(self, ids_B: Tensor, cache: Cache) -> Tensor:
         """Scores (B, V) of the token after these, which follow what the cache holds; it then holds them too."""

@@ -99,7 +99,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor | None:
 
 
 def _joined_bias(linears: Sequence[nn.Linear]) -> Tensor | None:
-    biases = [linear.bias for linear in linears if linear.bias is not None]
+    biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
     if not biases:
         return None
     assert len(biases) == len(linears), "projections that share an input all have a bias or none has"
@@ -145,6 +145,7 @@ class _Fan(torch.autograd.Function):
             return g_x, None, None, None, None, None
         x_NI = ctx.recipe().view(-1, weight_OI.shape[1]) if ctx.recipe is not None else x_NI
         a_RI, bs, ranks = _stack(factors, g_NO.dtype)
+        assert a_RI is not None
         u_NR = x_NI @ a_RI.T
         g_u = torch.empty_like(u_NR)
         g_bs = []

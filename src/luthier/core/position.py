@@ -76,6 +76,8 @@ def sinusoids(positions: int, width: int, layout: Literal["interleaved", "halves
 class Sinusoid(nn.Module):
     """Fixed position vectors, looked up like learned ones."""
 
+    table: Tensor
+
     def __init__(self, positions: int, width: int, layout: Literal["interleaved", "halves", "tensor2tensor"] = "interleaved"):
         super().__init__()
         self.register_buffer("table", sinusoids(positions, width, layout), persistent=False)

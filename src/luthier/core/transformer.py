@@ -4,7 +4,7 @@ B batch, T length, D model width, V vocabulary
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -115,7 +115,7 @@ class Transformer(Net):
         self,
         config: Any,
         embed: Embedding,
-        blocks: list[Block],
+        blocks: Sequence[Block],
         norm: nn.Module | None = None,
         lm: nn.Module | None = None,
         *,
@@ -170,7 +170,7 @@ class Transformer(Net):
         self._check(ids, lengths, cache)
         keys = mask.bool() if mask is not None else None
         if cache is not None:
-            place = cache.begin(*ids.shape, keys).to(ids.device)
+            place = cache.begin(ids.shape[0], ids.shape[1], keys).to(ids.device)
             keys = cache.keys
         else:
             place = _places(ids, keys, lengths)
@@ -205,6 +205,7 @@ class Transformer(Net):
             if self.pooler is None:
                 self.pooler = _fresh(Pooler(self.width), self.init_std).to(parameter.device, parameter.dtype)
             pooler = self.pooler
+            assert isinstance(pooler, Pooler)
         bias = self.label_bias or KINDS[kind] == "token"
         head = LabelHead(self.width, labels, bias, pooler, self.label_dropout)
         _fresh(head.out, self.init_std)
