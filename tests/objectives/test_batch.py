@@ -6,7 +6,8 @@ import random
 import pytest
 import torch
 
-from luthier.objectives._batch import Batches, Example, Size, collate, once, pack
+from luthier.objectives._batch import Example, Size, collate, once, pack
+from luthier.objectives._batches import Batches
 from luthier.objectives.causal import Causal
 from luthier.objectives.chat import Chat
 

@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from luthier.data.stream import Sample, Stream
-from luthier.objectives._batch import Batch, Batches, Example, Reading, Size, Term, quoted
+from luthier.objectives._batch import Batch, Example, Reading, Size, Term, quoted
+from luthier.objectives._batches import Batches
 from luthier.sources.model import Model
 
 

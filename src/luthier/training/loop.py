@@ -23,7 +23,8 @@ from luthier.training.state import State
 from luthier.training.stop import Interrupted, watched
 
 if TYPE_CHECKING:
-    from luthier.objectives._batch import Batch, Batches
+    from luthier.objectives._batch import Batch
+    from luthier.objectives._batches import Batches
     from luthier.objectives._objective import Objective
     from luthier.sources.model import Model
     from luthier.tuning._attached import Attached

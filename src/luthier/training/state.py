@@ -15,7 +15,7 @@ from luthier.training.precision import LossScale
 from luthier.training.settings import Training
 
 if TYPE_CHECKING:
-    from luthier.objectives._batch import Batches
+    from luthier.objectives._batches import Batches
     from luthier.tuning._attached import Attached
 
 
