@@ -5,37 +5,38 @@ from functools import lru_cache
 
 import pytest
 import torch
-from luthier.models.bert import BERT
-from luthier.models.gpt2 import GPT2
-from luthier.models.llama import Llama
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-SMALL = dict(vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
-IDS = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
-GQA = SMALL | IDS | dict(num_key_value_heads=2)
+from luthier.models.bert import BERT
+from luthier.models.gpt2 import GPT2
+from luthier.models.llama import Llama
+
+SMALL = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+GQA = SMALL | IDS | {"num_key_value_heads": 2}
 THEIRS = {
     "llama": GQA,
     "mistral": GQA,
     "qwen2": GQA,
-    "qwen3": GQA | dict(head_dim=8),
-    "gemma2": GQA | dict(head_dim=8),
+    "qwen3": GQA | {"head_dim": 8},
+    "gemma2": GQA | {"head_dim": 8},
     "phi3": GQA,
-    "glm4": GQA | dict(head_dim=8),
-    "gpt2": IDS | dict(vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_inner=48),
+    "glm4": GQA | {"head_dim": 8},
+    "gpt2": IDS | {"vocab_size": 99, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48},
     "gpt_neox": SMALL | IDS,
-    "bloom": IDS | dict(vocab_size=99, hidden_size=32, n_layer=2, n_head=4),
-    "opt": SMALL | IDS | dict(ffn_dim=48, word_embed_proj_dim=32),
-    "mixtral": GQA | dict(num_local_experts=2),
+    "bloom": IDS | {"vocab_size": 99, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "opt": SMALL | IDS | {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "mixtral": GQA | {"num_local_experts": 2},
     "bert": SMALL,
     "roberta": SMALL,
-    "modernbert": SMALL | IDS | dict(cls_token_id=1, sep_token_id=2),
-    "t5": dict(vocab_size=99, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4),
-    "bart": dict(
-        vocab_size=99, d_model=32, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=48, decoder_ffn_dim=48,
-        encoder_attention_heads=4, decoder_attention_heads=4, bos_token_id=0, eos_token_id=2, pad_token_id=1,
-    ),
+    "modernbert": SMALL | IDS | {"cls_token_id": 1, "sep_token_id": 2},
+    "t5": {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+    "bart": {
+        "vocab_size": 99, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
+        "encoder_attention_heads": 4, "decoder_attention_heads": 4, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1,
+    },
 }  # fmt: skip
 ENCODERS, PAIRS = ("bert", "roberta", "modernbert"), ("t5", "bart")
 OURS = {

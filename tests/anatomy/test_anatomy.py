@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
+from transformers import AlbertConfig, AlbertModel, BertConfig, BertForSequenceClassification
+
 from kinds import build
 from luthier.anatomy.anatomy import anatomy, pick
 from luthier.sources.foreign import wrap
-from torch import nn
-from transformers import AlbertConfig, AlbertModel, BertConfig, BertForSequenceClassification
 
 
 def places(kind: str, *roles: str, **options) -> list[str]:

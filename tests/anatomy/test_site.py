@@ -4,15 +4,16 @@ from functools import partial
 
 import pytest
 import torch
-from kinds import build, kinds, logits, shake, tokens
-from luthier.anatomy.anatomy import Anatomy, anatomy
-from luthier.anatomy.merge import merge
-from luthier.anatomy.site import Adapter, Around
-from luthier.core.recompute import recomputed
-from luthier.tuning._tune import attach, made
 from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from kinds import build, kinds, logits, shake, tokens
+from luthier.anatomy.anatomy import Anatomy, anatomy
+from luthier.anatomy.around import Adapter, Around
+from luthier.anatomy.merge import merge
+from luthier.core.recompute import recomputed
+from luthier.tuning._tune import attach, made
 
 
 class Plus(Adapter):

@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+
 from kinds import NO_BIAS, build, kinds, logits, shake
 from luthier import lookup
 from luthier.anatomy.anatomy import anatomy
@@ -11,7 +13,6 @@ from luthier.anatomy.merge import merge
 from luthier.tuning._attached import Attached
 from luthier.tuning._read import read
 from luthier.tuning._tune import attach, made
-from torch import nn
 
 VARIANTS = {
     "lora": [{}, {"roles": ("q", "k", "v", "o"), "rank": 2, "ranks": {"k": 3}, "also_train": ("embed",)}],
@@ -106,7 +107,9 @@ def test_every_element_gets_a_gradient_after_noise(kind: str, method: str, field
 @adapters
 def test_disabling_it_is_the_base_model(kind: str, method: str, fields: dict):
     net, attached = start(kind, method, fields)
-    base = logits(net)  # the test above says so
+    with attached.anatomy.using():
+        base = logits(net)
+    torch.testing.assert_close(base, logits(build(kind)))
     shake(attached.parameters)
     changed = logits(net)
     with attached.anatomy.using():

@@ -7,7 +7,10 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from kinds import THEIRS, build, logits, shake
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from kinds import LESS, THEIRS, build, logits, shake
 from luthier.anatomy.anatomy import anatomy
 from luthier.core.names import import_state
 from luthier.models.bert import BERT
@@ -15,20 +18,38 @@ from luthier.models.gpt2 import GPT2
 from luthier.models.llama import Llama
 from luthier.tuning._read import read
 from luthier.tuning._tune import attach, made
-from safetensors.torch import load_file, save_file
-from torch import nn
 
-theirs = pytest.mark.parametrize("kind", THEIRS)
+
+def crossed(name: str, variants: dict[str, dict]) -> pytest.MarkDecorator:
+    """Every kind of model with the plain variant; some kinds meet the others in the long run only."""
+    cases = [(kind, variant) for kind in THEIRS for variant in variants]
+    marks = [pytest.mark.slow if kind in LESS and variant != "plain" else () for kind, variant in cases]
+    params = [pytest.param(kind, variants[v], id=f"{kind}-{v}", marks=mark) for (kind, v), mark in zip(cases, marks, strict=True)]
+    return pytest.mark.parametrize(f"kind, {name}", params)
+
+
 TARGETS = {
     "phi3": ["qkv_proj", "o_proj"], "gpt2": ["c_attn", "attn.c_proj"], "gpt_neox": ["query_key_value", "dense_4h_to_h"],
     "bloom": ["query_key_value"], "bert": ["query", "value", "attention.output.dense"], "roberta": ["query", "value"],
     "modernbert": ["Wqkv"], "t5": ["q", "v", "wo"], "opt": ["q_proj", "fc2"],
 }  # fmt: skip
-FIELDS = [
-    {"roles": ("q", "v"), "rank": 4},
-    {"roles": ("q", "k", "v", "o"), "rank": 4, "ranks": {"q": 2}, "rslora": True, "also_train": ("embed",), "blocks": "last 1"},
-    {"roles": ("q", "embed"), "alpha": 3.0, "also_train": ("attn_norm",)},
-]
+FIELDS = {
+    "plain": {"roles": ("q", "v"), "rank": 4},
+    "everything": {
+        "roles": ("q", "k", "v", "o"),
+        "rank": 4,
+        "ranks": {"q": 2},
+        "rslora": True,
+        "also_train": ("embed",),
+        "blocks": "last 1",
+    },
+    "embedding": {"roles": ("q", "embed"), "alpha": 3.0, "also_train": ("attn_norm",)},
+}
+SETTINGS = {
+    "plain": {},
+    "patterns": {"use_rslora": True, "rank_pattern": {"q_proj": 2, "query": 3}, "alpha_pattern": {"v_proj": 9}},
+    "layers": {"layers_to_transform": [1]},
+}
 
 
 def with_peft(kind: str, folder: Path) -> nn.Module:
@@ -59,8 +80,7 @@ def ours_of(kind: str) -> nn.Module:
     return net.eval()
 
 
-@theirs
-@pytest.mark.parametrize("fields", FIELDS, ids=["plain", "everything", "embedding"])
+@crossed("fields", FIELDS)
 def test_peft_loads_what_we_save(kind: str, fields: dict, tmp_path):
     if kind == "modernbert" or kind == "bart" or kind == "t5":
         fields = fields | {"also_train": tuple(role for role in fields.get("also_train", ()) if role != "attn_norm")}
@@ -71,12 +91,7 @@ def test_peft_loads_what_we_save(kind: str, fields: dict, tmp_path):
     torch.testing.assert_close(logits(with_peft(kind, tmp_path)), logits(net), rtol=0, atol=1e-5)
 
 
-@theirs
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"use_rslora": True, "rank_pattern": {"q_proj": 2, "query": 3}, "alpha_pattern": {"v_proj": 9}}, {"layers_to_transform": [1]}],
-    ids=["plain", "patterns", "layers"],
-)
+@crossed("settings", SETTINGS)
 def test_we_load_what_peft_saves(kind: str, settings: dict, tmp_path):
     want = saved_by_peft(kind, tmp_path, **settings)
     net = build(kind)
@@ -86,7 +101,7 @@ def test_we_load_what_peft_saves(kind: str, settings: dict, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "gpt2", "bert"])
-@pytest.mark.parametrize("fields", FIELDS, ids=["plain", "everything", "embedding"])
+@pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
 def test_our_own_models_cross_both_ways(kind: str, fields: dict, tmp_path):
     net = ours_of(kind)
     attached = attach(anatomy(net), made("lora", fields))

@@ -5,6 +5,9 @@ from functools import cache
 
 import pytest
 import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, BertConfig, BertForSequenceClassification
+
 from kinds import build, logits, shake
 from luthier.anatomy.anatomy import anatomy
 from luthier.models.bert import BERT
@@ -16,18 +19,16 @@ from luthier.tuning._tune import attach, made, tune
 from luthier.tuning.bitfit import BitFit
 from luthier.tuning.freeze import Freeze
 from luthier.tuning.lora import LoRA
-from torch import nn
-from transformers import AutoConfig, AutoModel, BertConfig, BertForSequenceClassification
 
 CONFIGS = {
-    "roberta-base": ("roberta", dict(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)),
-    "roberta-large": ("roberta", dict(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)),
-    "gpt2-medium": ("gpt2", dict(n_embd=1024, n_layer=24, n_head=16)),
-    "gpt2-large": ("gpt2", dict(n_embd=1280, n_layer=36, n_head=20)),
+    "roberta-base": ("roberta", {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}),
+    "roberta-large": ("roberta", {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}),
+    "gpt2-medium": ("gpt2", {"n_embd": 1024, "n_layer": 24, "n_head": 16}),
+    "gpt2-large": ("gpt2", {"n_embd": 1280, "n_layer": 36, "n_head": 20}),
     "bert-base": ("bert", {}),
-    "bert-large": ("bert", dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)),
-    "deberta-xxl": ("deberta-v2", dict(hidden_size=1536, num_hidden_layers=48, num_attention_heads=24, intermediate_size=6144)),
-    "deberta-v3-base": ("deberta-v2", dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072)),
+    "bert-large": ("bert", {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}),
+    "deberta-xxl": ("deberta-v2", {"hidden_size": 1536, "num_hidden_layers": 48, "num_attention_heads": 24, "intermediate_size": 6144}),
+    "deberta-v3-base": ("deberta-v2", {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}),
 }  # fmt: skip
 ALL_SIX = ("q", "k", "v", "o", "up", "down")
 COUNTS = [

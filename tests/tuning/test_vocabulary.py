@@ -6,6 +6,9 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from tokenizers import Tokenizer as Inner
+from tokenizers import models, pre_tokenizers
+
 from kinds import build, logits, shake
 from luthier.anatomy.anatomy import anatomy
 from luthier.data.tokenizer import Tokenizer
@@ -14,8 +17,6 @@ from luthier.sources.model import Model
 from luthier.tuning._read import load_adapter, read
 from luthier.tuning._tune import tune
 from luthier.tuning._vocabulary import grow
-from tokenizers import Tokenizer as Inner
-from tokenizers import models, pre_tokenizers
 
 KINDS = ["our llama", "our gpt2", "our bert", "llama", "gemma2", "gpt2", "bert", "t5"]
 NEW = ["<tool>", "luthier"]

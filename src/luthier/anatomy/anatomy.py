@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from luthier.anatomy.site import Around, Site, Switch, bare, resolve, walk
-from luthier.anatomy.table import AROUND, ATTENTION, CROSS, FEED_FORWARD, NORMS, ROLES, Fused, Layout, is_norm, is_projection
+from luthier.anatomy.around import Around, Switch
+from luthier.anatomy.layout import has, parts_of, path_of, rows_of
+from luthier.anatomy.site import Site, bare, resolve, walk
+from luthier.anatomy.table import AROUND, ROLES, Fused, is_norm
 from luthier.core.transformer import Net
 
 
@@ -67,7 +68,7 @@ class Anatomy:
         return self.has("head") and self.head.module.weight is self.embed.module.weight
 
     def find(self, *roles: str, layers: str | int | Iterable[int] | None = None) -> list[Site]:
-        """The sites of these roles, layer by layer. layers: "last 2", a number, several; in each stack. Refuses a role that no block has."""
+        """The sites of these roles, layer by layer. layers: "last 2", a number, several; in each stack. ValueError where no block has it."""
         chosen = {name: pick(layers, len(stack.blocks)) for name, stack in self.stacks.items()}
         found = [self._sites(role, chosen) for role in dict.fromkeys(roles)]
         order = [site for sites in found for site in sites]
@@ -184,13 +185,13 @@ class Anatomy:
     @property
     def roles(self) -> list[str]:
         """The roles that blocks of this model have."""
-        has = {
-            key: None
+        found = [
+            role
             for stack in self.stacks.values()
-            for key in stack.parts
-            if any(_has(block, _path(stack.parts[key])) for block in stack.blocks)
-        }
-        return list(has)
+            for role, part in stack.parts.items()
+            if any(has(block, path_of(part)) for block in stack.blocks)
+        ]
+        return list(dict.fromkeys(found))
 
     def _known(self) -> list[str]:
         return [*ROLES, *AROUND, *(f"{stack}.{role}" for stack in (*self.stacks, "cross", "self") for role in ROLES)]
@@ -198,11 +199,11 @@ class Anatomy:
     def _site(self, stack: str, layer: int, role: str) -> Site | None:
         part = self.stacks[stack].parts.get(role)
         blocks = self.stacks[stack].blocks
-        if part is None or not _has(blocks[layer], _path(part)):  # hybrid models: not every block has it
+        if part is None or not has(blocks[layer], path_of(part)):  # hybrid models: not every block has it
             return None
         first = next(i for i, block in enumerate(blocks) if block is blocks[layer])  # a block that layers share is one place
-        path = f"{self.stacks[stack].path}.{first}.{_path(part)}"
-        rows = _rows(self.root.config, bare(resolve(self.root, path)), part) if isinstance(part, Fused) else None
+        path = f"{self.stacks[stack].path}.{first}.{path_of(part)}"
+        rows = rows_of(self.root.config, bare(resolve(self.root, path)), part) if isinstance(part, Fused) else None
         return Site(role, first, stack, path, self.root, self.net, self.switch, rows)
 
     def _around(self, role: str) -> Site:
@@ -235,7 +236,7 @@ def anatomy(net: nn.Module) -> Anatomy:
     kind = getattr(getattr(root, "config", None), "model_type", "")
     stacks: dict[str, Stack] = {}
     for path, module in walk(root):
-        if isinstance(module, nn.ModuleList) and (parts := _parts(module, kind)):
+        if isinstance(module, nn.ModuleList) and (parts := parts_of(module, kind)):
             name = _unused(_stack_name(path, root), stacks)
             stacks[name] = Stack(name, path, module, parts)
     if not stacks:
@@ -260,46 +261,6 @@ def pick(layers: str | int | Iterable[int] | None, count: int) -> list[int]:
     if wrong:
         raise ValueError(f"blocks: there is no block {', '.join(map(str, wrong))}; they are numbered 0 to {count - 1}")
     return sorted({number % count for number in numbers})
-
-
-def _parts(blocks: nn.ModuleList, kind: str) -> dict[str, str | Fused]:
-    attention = _fit(ATTENTION, blocks, kind)
-    if not attention:
-        return {}
-    cross = {f"cross.{role}": part for role, part in _fit(CROSS, blocks, kind).items()}
-    return attention | cross | _fit(FEED_FORWARD, blocks, kind) | _fit(NORMS, blocks, kind)
-
-
-def _fit(layouts: tuple[Layout, ...], blocks: nn.ModuleList, kind: str) -> dict[str, str | Fused]:
-    for layout in layouts:
-        fits = any(all(_has(block, _path(part)) for part in layout.parts.values()) for block in blocks)
-        if fits and (not layout.types or kind in layout.types):
-            return layout.parts
-    return {}
-
-
-def _has(block: nn.Module, path: str) -> bool:
-    try:
-        module = bare(resolve(block, path))
-    except AttributeError:
-        return False
-    return is_projection(module) or is_norm(module)
-
-
-def _path(part: str | Fused) -> str:
-    return part.path if isinstance(part, Fused) else part
-
-
-def _rows(config: Any, module: nn.Module, part: Fused) -> Tensor:
-    """The output rows of a fused projection that are this part's."""
-    total = module.out_features if isinstance(module, nn.Linear) else module.weight.shape[1]
-    heads = config.num_attention_heads
-    if part.per_head:  # [head, part, head_dim] in storage order
-        return torch.arange(total).view(heads, len(part.parts), -1)[:, part.index].reshape(-1)
-    groups = getattr(config, "num_key_value_heads", None) or heads
-    shares = [heads, groups, groups] if part.parts == ("q", "k", "v") else [1] * len(part.parts)
-    start, stop = (total * sum(shares[:n]) // sum(shares) for n in (part.index, part.index + 1))
-    return torch.arange(start, stop)
 
 
 def _stack_name(path: str, root: nn.Module) -> str:

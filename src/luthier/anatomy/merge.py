@@ -1,10 +1,12 @@
 """Fold adapters into the base's weights, and say how far the logits moved."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from luthier.anatomy.anatomy import Anatomy
-from luthier.anatomy.site import Around
+from luthier.anatomy.around import Around
 from luthier.core.transformer import Net
 
 
@@ -43,7 +45,8 @@ def probe(anatomy: Anatomy, ids: Tensor) -> Tensor:
         with torch.no_grad():
             two = "encoder" in anatomy.stacks and "decoder" in anatomy.stacks
             if isinstance(net, Net):
-                hidden = net.hidden(ids, **({"decoder_ids": ids} if two else {}))
+                inputs: dict[str, Any] = {"decoder_ids": ids} if two else {}
+                hidden = net.hidden(ids, **inputs)
                 return net.logits(hidden) if "lm" in net.heads else hidden
             return net(input_ids=ids, **({"decoder_input_ids": ids} if two else {}))[0]
     finally:
@@ -53,7 +56,7 @@ def probe(anatomy: Anatomy, ids: Tensor) -> Tensor:
 
 def same(one: Tensor | None, other: Tensor) -> bool:
     """Whether two places that share a parameter come out of merging with one value."""
-    return one is other or one is not None and torch.equal(one, other)
+    return one is not None and (one is other or torch.equal(one, other))
 
 
 def _vocab(anatomy: Anatomy) -> int:

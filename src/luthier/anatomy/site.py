@@ -1,254 +1,15 @@
-"""A place in a model that an adapter can go around, and what happens there: naming, stacking, routing, disabling, merging, written once.
+"""A place in a model that an adapter can go around, and the walk over a model as if no adapters were there.
 
-An adapter is written around the base call: `adapter(base, x)`. LoRA is `base(x) + s * B(A x)`. It may also give the base other values for its
-parameters (`values`), as BitFit and trained embeddings do. Which adapters are at work belongs to the batch (`Switch.using`), so that a
-forward pass that is repeated in backward, or a second micro-batch in flight, sees its own set.
-
-B batch, T length, O output width, I input width; "weight" is (O, I) here even where a module stores it transposed
+O output width, I input width
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from luthier.anatomy.around import Adapter, Around, OnRows, Switch, Values
 from luthier.anatomy.table import transposed
-from luthier.core.fan import Adapted, LowRankTerm
-
-Values = dict[str, Tensor]  # parameters of one module by name, the weight as (O, I)
-
-
-class Adapter(nn.Module):
-    """What goes around a base call. `forward` is the method's formula; the other answers are for those that have one."""
-
-    mergeable = False
-
-    def forward(self, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        return base(x)
-
-    def values(self, current: Values) -> Values:
-        """Parameters the base is to run with instead of its own."""
-        return {}
-
-    def merged(self, current: Values) -> Values:
-        """Parameters with which the bare base does what base and adapter do together."""
-        raise ValueError(f"{type(self).__name__} cannot be merged: its output is not linear in its input")
-
-    def low_rank(self) -> LowRankTerm | None:
-        """The term to add to the base's output, if that is all it does (and no dropout is on)."""
-        return None
-
-
-@dataclass(frozen=True)
-class Route:
-    """Adapter names in order, the last outermost; with rows (B, T) or (B, 1), each token takes one of them: names[rows], -1 the base."""
-
-    names: tuple[str, ...]
-    rows: Tensor | None = None
-
-
-class Switch:
-    """Which adapters of one model are at work: `default`, unless the batch at hand brings its own set."""
-
-    def __init__(self) -> None:
-        self.default: tuple[str, ...] = ()
-
-    def now(self) -> Route:
-        for switch, route in reversed(_batch.get()):
-            if switch is self:
-                return route
-        return Route(self.default)
-
-    @contextmanager
-    def using(self, names: tuple[str, ...], rows: Tensor | None = None) -> Iterator[None]:
-        token = _batch.set((*_batch.get(), (self, Route(names, rows))))
-        try:
-            yield
-        finally:
-            _batch.reset(token)
-
-
-_batch: ContextVar[tuple[tuple[Switch, Route], ...]] = ContextVar("batch", default=())
-
-
-class Around(Adapted):
-    """`base` with named adapters around it; those that the switch names are at work."""
-
-    def __init__(self, base: nn.Module, switch: Switch):
-        super().__init__()
-        self.base, self.adapters, self.switch = base, nn.ModuleDict(), switch
-        self.train(base.training)
-
-    def __getattr__(self, name: str) -> Any:  # model files read in_features, num_embeddings, eps ... of what they call
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("base"), name)
-
-    @property
-    def active(self) -> tuple[str, ...]:
-        return tuple(name for name in self.switch.now().names if name in self.adapters)
-
-    @property
-    def weight(self) -> Tensor:
-        """The weight in force, as stored. Adapters that are more than another weight are not in it."""
-        return self._in_force()["weight"]
-
-    @property
-    def bias(self) -> Tensor | None:
-        return self._in_force().get("bias")
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if not args:  # a sublayer called as attn(hidden_states=x)
-            args = (kwargs.pop(next(iter(kwargs))),)
-        x, *rest = args
-        route = self.switch.now()
-        if route.rows is None:
-            return self._run(route.names, x, rest, kwargs)
-        return self._mixed(route.names, route.rows, x, rest, kwargs)
-
-    def low_rank(self) -> tuple[nn.Linear, list[LowRankTerm]] | None:
-        route = self.switch.now()
-        if route.rows is not None or not isinstance(self.base, nn.Linear):
-            return None
-        terms = [self._adapter(name).low_rank() for name in route.names if name in self.adapters]
-        found = [term for term in terms if term is not None]
-        return (self.base, found) if len(found) == len(terms) else None
-
-    def merged(self, names: tuple[str, ...]) -> Values:
-        """The base's parameters, as stored, with these adapters folded in: only the changed ones."""
-        current, changed = self.parameters_by_name(), {}
-        for name in names:
-            if name in self.adapters:
-                changed |= self._adapter(name).merged(current | changed)
-        return self._stored(changed)
-
-    def parameters_by_name(self) -> Values:
-        """The base's own parameters, the weight turned to (O, I)."""
-        return self._stored({name: value for name, value in self.base._parameters.items() if value is not None})
-
-    def _stored(self, values: Values) -> Values:
-        return {name: value.T if name == "weight" and transposed(self.base) else value for name, value in values.items()}
-
-    def _adapter(self, name: str) -> Adapter:
-        adapter = self.adapters[name]
-        assert isinstance(adapter, Adapter)
-        return adapter
-
-    def _in_force(self) -> dict[str, Any]:
-        if all(self._adapter(name).mergeable for name in self.active):
-            return self.base._parameters | self.merged(self.active)
-        return dict(self.base._parameters)
-
-    def _run(self, names: tuple[str, ...], x: Tensor, args: list, kwargs: dict[str, Any]) -> Any:
-        adapters = [self._adapter(name) for name in names if name in self.adapters]
-        own: Values = {}
-        for adapter in adapters:
-            own |= adapter.values(self.parameters_by_name() | own)
-        call: Callable = partial(functional_call, self.base, self._stored(own)) if own else self.base
-        once = _Once(lambda z: call((z, *args), kwargs) if own else call(z, *args, **kwargs))
-        return stack(adapters, once)(x)
-
-    def _mixed(self, names: tuple[str, ...], rows: Tensor, x: Tensor, args: list, kwargs: dict[str, Any]) -> Tensor:
-        out = self._run((), x, args, kwargs)
-        for i, name in enumerate(names):
-            if name in self.adapters and bool((rows == i).any()):
-                mine = (rows == i).to(out.device)
-                if mine.dim() != 2 or mine.shape[0] != out.shape[0] or mine.shape[1] not in (1, out.shape[1]):
-                    raise ValueError(
-                        f"rows of shape {tuple(rows.shape)} do not fit an output of shape {tuple(out.shape)}: one per token or per row"
-                    )
-                out = torch.where(mine.view(*mine.shape, *[1] * (out.dim() - 2)), self._run((name,), x, args, kwargs), out)
-        return out
-
-
-class _Once:
-    """A base call that is made once per distinct input, however many adapters ask for it."""
-
-    def __init__(self, call: Callable[[Tensor], Any]):
-        self.call = call
-        self.known: list[tuple[Tensor, Any]] = []
-
-    def __call__(self, x: Tensor) -> Any:
-        for seen, out in self.known:
-            if seen is x:
-                return out
-        out = self.call(x)
-        self.known.append((x, out))
-        return out
-
-
-def stack(adapters: list[Adapter], base: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-    """Each adapter around the one before it, the last outermost."""
-    call = base
-    for adapter in adapters:
-        call = partial(adapter, call)
-    return call
-
-
-class OnRows(Adapter):
-    """Adapters of the roles that share one fused projection, each on its own output rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.parts = nn.ModuleDict()
-
-    def add(self, role: str, adapter: Adapter, rows_O: Tensor) -> None:
-        self.parts[role] = adapter
-        self.register_buffer(f"rows_{role}", rows_O, persistent=False)
-
-    @property
-    def mergeable(self) -> bool:  # type: ignore[override]
-        return all(part.mergeable for part in self.parts.values())  # type: ignore[union-attr]
-
-    def items(self) -> list[tuple[Tensor, Adapter]]:
-        return [(self.get_buffer(f"rows_{role}"), part) for role, part in self.parts.items()]  # type: ignore[misc]
-
-    def forward(self, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        out = base(x)
-        for rows, part in self.items():
-            mine = part(partial(_cut, base, rows), x)
-            out = out.index_copy(-1, rows, mine.to(out.dtype))  # out of place: the base's output may be someone's saved tensor
-        return out
-
-    def values(self, current: Values) -> Values:
-        return self._each(current, lambda part, values: part.values(values))
-
-    def merged(self, current: Values) -> Values:
-        return self._each(current, lambda part, values: part.merged(values))
-
-    def _each(self, current: Values, ask: Callable[[Adapter, Values], Values]) -> Values:
-        changed: Values = {}
-        for rows, part in self.items():
-            answer = ask(part, {name: value[rows] for name, value in (current | changed).items()})
-            changed |= {name: (current | changed)[name].index_copy(0, rows, value) for name, value in answer.items()}
-        return changed
-
-
-def _cut(base: Callable[[Tensor], Tensor], rows: Tensor, x: Tensor) -> Tensor:
-    return base(x)[..., rows]
-
-
-class Own(Adapter):
-    """Own values for some of the base's parameters; the base keeps its own. A parameter that modules share is one parameter here too."""
-
-    mergeable = True
-
-    def __init__(self, own: dict[str, nn.Parameter]):
-        super().__init__()
-        self.own = nn.ParameterDict(own)
-
-    def values(self, current: Values) -> Values:
-        return dict(self.own.items())
-
-    def merged(self, current: Values) -> Values:
-        return dict(self.own.items())
 
 
 def walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -307,7 +68,7 @@ class Site:
     @property
     def parameters(self) -> Values:
         """The base's own parameters for this role: weight (O, I), rows cut."""
-        values = {name: value for name, value in self.module._parameters.items() if value is not None}
+        values: Values = {name: value for name, value in self.module._parameters.items() if value is not None}
         if transposed(self.module):
             values["weight"] = values["weight"].T
         return values if self.rows is None else {name: value[self.rows] for name, value in values.items()}
@@ -332,7 +93,7 @@ class Site:
             return None
         found = self.around.adapters[name]
         if isinstance(found, OnRows):
-            return found.parts[self.role] if self.role in found.parts else None  # type: ignore[return-value]
+            return found.part(self.role)
         return found  # type: ignore[return-value]
 
     def wrap(self, name: str, adapter: Adapter) -> None:
@@ -350,7 +111,7 @@ class Site:
             around.adapters[name] = OnRows().train(around.base.training)
         shared = around.adapters[name]
         assert isinstance(shared, OnRows), f"{self.path} is fused: one adapter per role"
-        shared.add(self.role, adapter, self.rows)
+        shared.add(self.role, adapter, self.rows.to(self.weight.device))
 
     def replace(self, module: nn.Module) -> None:
         """Put another base here (a quantised one), under the adapters there may be."""
@@ -378,5 +139,6 @@ class Site:
         """In place of what is there, in every parent that holds it: a head may stand in two places."""
         old = resolve(self.root, self.path)
         owners = [bare(resolve(self.root, self.path.rpartition(".")[0]))] if self.layer >= 0 else list(self.net.modules())
-        for owner, name in [(owner, name) for owner in owners for name, child in owner._modules.items() if child is old]:
+        held = [(owner, name) for owner in owners for name, child in owner._modules.items() if child is old]
+        for owner, name in held:
             owner._modules[name] = module

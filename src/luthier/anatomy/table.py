@@ -1,8 +1,9 @@
 """Where the parts of a transformer are: layouts that name, inside one block, the projections by role.
 
-Roles: q k v o (attention), up gate down (feed-forward), attn_norm ffn_norm, and cross.q ... for a second attention. Attention, feed-forward and norms are
-matched separately, so k + m + n rows cover k x m x n models. Roles with a module of their own are matched by structure; roles that share one
-(fused projections) only for the model types listed with them, because a shape does not tell in which order the rows lie.
+Roles: q k v o (attention), up gate down (feed-forward), attn_norm ffn_norm, and cross.q ... for a second attention. Attention,
+feed-forward and norms are matched separately, so k + m + n rows cover k x m x n models. Roles with a module of their own are matched by
+structure; roles that share one (fused projections) only for the model types listed with them, because a shape does not tell in which
+order the rows lie.
 """
 
 from dataclasses import dataclass

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luthier.anatomy.site import Adapter, Site, Values
+from luthier.anatomy.around import Adapter, Values
+from luthier.anatomy.site import Site
 from luthier.core.fan import LowRankTerm
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from luthier.anatomy.anatomy import Anatomy
-from luthier.anatomy.site import Adapter, Own, Site, Values, walk
+from luthier.anatomy.around import Adapter, Own, Values
+from luthier.anatomy.site import Site, walk
 from luthier.anatomy.table import AROUND
 
 Place = tuple[Site, str]  # a site and the name of one of its parameters

@@ -4,8 +4,6 @@ Every tensor must find its place and every place its tensor, or nothing is chang
 default is refused, because it would change what the adapter computes.
 """
 
-import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +12,18 @@ from torch import Tensor, nn
 
 from luthier import lookup
 from luthier.anatomy.anatomy import Anatomy
-from luthier.anatomy.site import OnRows, Own, Site
+from luthier.anatomy.site import Site
 from luthier.anatomy.table import AROUND, transposed
 from luthier.config import build
-from luthier.sources.checkpoint import some
-from luthier.sources.directory import read_json
-from luthier.sources.tensor_files import Safetensors, read_header
+from luthier.sources.model import Model
 from luthier.tuning._attached import Attached
+from luthier.tuning._folder import CONFIG, DELTA, Folder
 from luthier.tuning._lowrank import around
 from luthier.tuning._match import pattern, targets
 from luthier.tuning._names import Names, Place
-from luthier.tuning._own import NewRows, train_own, train_rows, vocabulary
+from luthier.tuning._own import train_own
+from luthier.tuning._reading import BASE, ENDS, Reading, ReadValues, set_values
 from luthier.tuning._vocabulary import grow
-from luthier.tuning._write import CONFIG, PREFIX, STATE, WEIGHTS
 
 READ = {
     "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern",
@@ -34,33 +31,6 @@ READ = {
 }  # fmt: skip
 ABOUT = {"auto_mapping", "base_model_name_or_path", "revision", "peft_type", "task_type", "inference_mode", "peft_version", "luthier"}
 DEFAULTS = {"bias": "none", "megatron_core": "megatron.core", "qalora_group_size": 16}
-ENDS = {".lora_A.weight": "a", ".lora_B.weight": "b", ".lora_embedding_A": "a", ".lora_embedding_B": "b"}
-DELTA, BASE = ".token_adapter.trainable_tokens_delta", ".base_layer.weight"
-
-
-class Folder:
-    """The files of one adapter: its configuration, its tensors without peft's prefix, and what Luthier noted beside them."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.config = read_json(path / CONFIG)
-        if not (path / WEIGHTS).is_file():
-            other = " (adapter_model.bin is a pickle, which is never loaded; save it again with peft as safetensors)"
-            raise FileNotFoundError(f"{path}: no {WEIGHTS}{other if (path / 'adapter_model.bin').exists() else ''}")
-        stored = Safetensors([path / WEIGHTS])
-        self.tensors = {name.removeprefix(PREFIX): stored.read(name) for name in stored.specs}
-        note = read_header(path / STATE)[1] if (path / STATE).is_file() else {}
-        self.fused: dict[str, list[int]] = json.loads(note.get("fused", "{}"))
-        self.method: dict[str, Any] = json.loads(note.get("method", "{}"))
-        self.tokens: list[str] = json.loads(note.get("tokens", "[]"))
-
-    @property
-    def kind(self) -> str:
-        """Which plug-in of this shelf it is."""
-        name = str(self.config.get("peft_type", "")).lower()
-        if name not in lookup.names("tuning") or (name != "lora" and "luthier" not in self.config):
-            raise ValueError(f"{self.path / CONFIG}: an adapter of type {self.config.get('peft_type')!r}, which is not read here")
-        return name
 
 
 def read(anatomy: Anatomy, directory: Path, name: str = "default", trainable: bool = False) -> Attached:
@@ -68,7 +38,7 @@ def read(anatomy: Anatomy, directory: Path, name: str = "default", trainable: bo
     folder = Folder(directory)
     folder.kind  # noqa: B018  refused before anything is touched
     try:
-        attached = (_LoRA if folder.kind == "lora" else _Values)(Names(anatomy), folder, name).attached()
+        attached = (_LoRA if folder.kind == "lora" else ReadValues)(Names(anatomy), folder, name).attached()
     except BaseException:
         anatomy.remove(name)
         raise
@@ -81,7 +51,7 @@ def read(anatomy: Anatomy, directory: Path, name: str = "default", trainable: bo
     return attached
 
 
-def load_adapter(model: Any, directory: str | Path, name: str = "default", trainable: bool = False) -> Attached:
+def load_adapter(model: Model, directory: str | Path, name: str = "default", trainable: bool = False) -> Attached:
     """`read` for a Model: tokens that the adapter has added are added to its tokenizer and vocabulary first."""
     folder = Folder(Path(directory))
     missing = [token for token in folder.tokens if model.tokenizer is None or model.tokenizer.id(token) is None]
@@ -93,60 +63,7 @@ def load_adapter(model: Any, directory: str | Path, name: str = "default", train
     return attached
 
 
-class _Reading:
-    """One folder going onto one model."""
-
-    def __init__(self, names: Names, folder: Folder, name: str):
-        self.names, self.folder, self.name = names, folder, name
-        self.anatomy, self.config = names.anatomy, folder.config
-        self.parameters: dict[str, nn.Parameter] = {}
-        self.tensors = {self._known(stored): value for stored, value in folder.tensors.items()}
-
-    def refuse(self, missing: Iterable[str], unexpected: Iterable[str], shapes: Iterable[str] = ()) -> None:
-        """One sentence with everything that does not fit."""
-        problems = {"missing": sorted(missing), "unexpected": sorted(unexpected), "of another shape": sorted(shapes)}
-        told = [f"{what}: {some(found)}" for what, found in problems.items() if found]
-        if told:
-            who = type(self.anatomy.root).__name__
-            what = (
-                f"{self.folder.path}: the adapter is for another model"
-                if len(problems["unexpected"]) == len(self.tensors) or shapes
-                else str(self.folder.path)
-            )
-            base = self.config.get("base_model_name_or_path")
-            raise ValueError(f"{what}: its tensors do not fit {who}{f' (it was made for {base})' if base else ''}; {'; '.join(told)}")
-
-    def rows(self) -> None:
-        """Vectors of added tokens."""
-        indices = self.config.get("trainable_token_indices") or {}
-        for stored in [stored for stored in self.tensors if stored.endswith(DELTA)]:
-            module = stored.removesuffix(DELTA)
-            site = next((site for site in vocabulary(self.anatomy) if self.names.module(site) == module), None)
-            if site is None:
-                self.refuse((), [stored])
-            assert site is not None
-            ids = next((ids for key, ids in indices.items() if module.endswith(key)), []) if isinstance(indices, dict) else indices
-            have = site.module.weight.shape[0]  # type: ignore[union-attr]
-            if max(ids, default=0) >= have:
-                raise ValueError(
-                    f"{self.folder.path}: it trains token {max(ids)}, and the model's vocabulary ends at {have - 1}; load it with luthier.load "
-                    "(adapter=...), which grows the vocabulary, or grow it first"
-                )
-            named = train_rows(self.anatomy, self.name, ids, [site])
-            if next(iter(named.values())).shape != self.tensors[stored].shape:
-                self.refuse((), (), [stored])
-            _set(next(iter(named.values())), self.tensors[stored])
-            self.parameters |= named
-
-    def _known(self, stored: str) -> str:
-        """A stored name as this model has it: the file may be of the bare backbone, or the model may."""
-        end = next((end for end in (*ENDS, DELTA, BASE) if stored.endswith(end)), "")
-        module, tail = (stored.removesuffix(end), end) if end else (stored.rpartition(".")[0], "." + stored.rpartition(".")[2])
-        found = self.names.find(module)
-        return stored if found is None else found + tail
-
-
-class _LoRA(_Reading):
+class _LoRA(Reading):
     """peft's LoRA."""
 
     def attached(self) -> Attached:
@@ -230,7 +147,8 @@ class _LoRA(_Reading):
         like = site.weight
         dtype = torch.promote_types(like.dtype, a_RI.dtype) if a_RI.is_floating_point() else like.dtype
         b_OR = b_OR if place.rows is None else b_OR[place.rows]
-        adapter = around(site, *(t.to(like.device, dtype, copy=True) for t in (a_RI, b_OR)), scale, self.config.get("lora_dropout") or 0.0)
+        a_RI, b_OR = (value.to(like.device, dtype, copy=True) for value in (a_RI, b_OR))
+        adapter = around(site, a_RI, b_OR, scale, self.config.get("lora_dropout") or 0.0)
         site.wrap(self.name, adapter)
         self.parameters |= {f"{site.address}.a": adapter.a_RI, f"{site.address}.b": adapter.b_OR}
 
@@ -257,7 +175,7 @@ class _LoRA(_Reading):
         named = train_own(self.anatomy, self.name, places, alone)
         for site, parameter in places:  # of tied places one gives the name
             if f"{site.address}.{parameter}" in named:
-                _set(named[f"{site.address}.{parameter}"], values[site.path, parameter])
+                set_values(named[f"{site.address}.{parameter}"], values[site.path, parameter])
         self.parameters |= named
 
     def _agrees(self, site: Site, parameter: str, values: dict[tuple[str, str], Tensor]) -> bool:
@@ -286,45 +204,6 @@ class _LoRA(_Reading):
         }
         fields |= {"rslora": bool(self.config.get("use_rslora")), "blocks": [layers] if isinstance(layers, int) else layers or None}
         return build(kind, fields)
-
-
-class _Values(_Reading):
-    """Our own kinds: some of the model's parameters have other values."""
-
-    def attached(self) -> Attached:
-        method = build(lookup.lookup("tuning", self.folder.kind), self.config["luthier"])
-        attached = method.attach(self.anatomy, self.name)
-        used: set[str] = set()
-        missing: list[str] = []
-        shapes: list[str] = []
-        for path, wrapped in self.anatomy.arounds():
-            adapter = wrapped.adapters[self.name] if self.name in wrapped.adapters else None
-            parts = adapter.items() if isinstance(adapter, OnRows) else [(None, adapter)]
-            for rows, part in parts:
-                for parameter, own in part.own.items() if isinstance(part, Own) else ():
-                    stored = self.names.stored(path, parameter).path
-                    value = self.names.read(path, parameter, self.tensors)
-                    used.add(stored)
-                    if value is None:
-                        missing.append(stored)
-                        continue
-                    value = value.T if parameter == "weight" and transposed(wrapped.base) else value
-                    value = value if rows is None else value[rows]
-                    shapes += [stored] if value.shape != own.shape else []
-                    _set(own, value if value.shape == own.shape else own)
-            if (
-                isinstance(adapter, NewRows)
-                and (delta := f"{self.names.stored(path, 'weight').path.removesuffix('.weight')}{DELTA}") in self.tensors
-            ):
-                used.add(delta)
-                _set(adapter.rows_KD, self.tensors[delta])
-        self.refuse(missing, self.tensors.keys() - used, shapes)
-        return attached
-
-
-def _set(parameter: nn.Parameter, value: Tensor) -> None:
-    with torch.no_grad():
-        parameter.copy_(value)
 
 
 def _same(here: Tensor, stored: Tensor) -> bool:

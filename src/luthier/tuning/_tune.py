@@ -7,6 +7,7 @@ from torch import nn
 from luthier.anatomy.anatomy import Anatomy
 from luthier.config import build
 from luthier.lookup import lookup
+from luthier.sources.model import Model
 from luthier.tuning._attached import Attached
 from luthier.tuning._vocabulary import grow
 
@@ -17,19 +18,7 @@ class Method(Protocol):
     def attach(self, anatomy: Anatomy, name: str = "default") -> Attached: ...
 
 
-class Tuned(Protocol):
-    """What tune needs of a model: sources.model.Model."""
-
-    net: Any
-    source: str
-    tokenizer: Any
-    attached: Any
-
-    @property
-    def anatomy(self) -> Anatomy: ...
-
-
-def tune(model: Tuned, method: Method | str | dict[str, Any], name: str = "default", **fields: Any) -> Attached:
+def tune(model: Model, method: Method | str | dict[str, Any], name: str = "default", **fields: Any) -> Attached:
     """Freeze every weight, attach the method's trainable parameters under an adapter name, and put that adapter to work.
 
     method: "lora" with its fields, {"kind": "lora", ...}, or LoRA(...). A second call under another name adds a second adapter;

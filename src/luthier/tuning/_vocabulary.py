@@ -6,7 +6,6 @@ V vocabulary, D width
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +13,11 @@ from torch import Tensor, nn
 from luthier.anatomy.anatomy import Anatomy
 from luthier.core.transformer import Transformer
 from luthier.data.tokenizer import Tokenizer
+from luthier.sources.model import Model
 from luthier.tuning._own import vocabulary
 
 
-class Speaks(Protocol):
-    """A model with its tokenizer: sources.model.Model."""
-
-    tokenizer: Any
-
-    @property
-    def anatomy(self) -> Anatomy: ...
-
-
-def grow(model: Speaks, tokens: Sequence[str] | str | Path) -> list[int]:
+def grow(model: Model, tokens: Sequence[str] | str | Path) -> list[int]:
     """Add tokens to the tokenizer, the embedding and the head, and return their ids.
 
     tokens: the tokens, or the folder of a second tokenizer whose tokens are taken. Those that are there already stay as they are. Ties
@@ -43,7 +34,7 @@ def grow(model: Speaks, tokens: Sequence[str] | str | Path) -> list[int]:
         raise ValueError("an adapter is around the embedding or the head already: grow the vocabulary before tuning")
     pieces = [tokenizer.encode(token) for token in new]
     tokenizer.add(new)
-    ids = [tokenizer.id(token) for token in new]
+    ids = [id for token in new if (id := tokenizer.id(token)) is not None]
     _start(body, ids, pieces)
     body.grown |= dict(zip(ids, new, strict=True))
     return ids
@@ -58,14 +49,14 @@ def of_tokenizer(folder: Path) -> list[str]:
 
 def _known(tokenizer: Tokenizer, token: str) -> bool:
     ids = tokenizer.encode(token)
-    return tokenizer.id(token) is not None or len(ids) == 1 and tokenizer.decode(ids) == token
+    return tokenizer.id(token) is not None or (len(ids) == 1 and tokenizer.decode(ids) == token)
 
 
 def _start(body: Anatomy, ids: list[int], pieces: list[list[int]]) -> None:
     """Rows for these ids: the mean of the rows of their pieces; everywhere a vocabulary's parameter is held."""
     rows = max([*ids, -1]) + 1
     for site in vocabulary(body):
-        for name, old in list(site.module._parameters.items()):
+        for old in list(site.module._parameters.values()):
             if old is not None:
                 _replace(body, old, _grown(old, rows, ids, pieces))
     for site in [body.embed] + ([body.head] if body.has("head") else []):

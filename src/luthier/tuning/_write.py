@@ -11,18 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.anatomy.site import Adapter, Around, OnRows, Own
+from luthier.anatomy.around import Adapter, Around, OnRows, Own
 from luthier.core.transformer import Net
-from luthier.sources.tensor_files import write_safetensors
 from luthier.sources.save import replace_folder, write_json
+from luthier.sources.tensor_files import write_safetensors
 from luthier.tuning._attached import Attached
+from luthier.tuning._folder import CONFIG, DELTA, PREFIX, STATE, WEIGHTS
 from luthier.tuning._lowrank import LowRank, LowRankEmbedding
 from luthier.tuning._match import choose, patterns
 from luthier.tuning._names import Names
 from luthier.tuning._own import NewRows
 
-CONFIG, WEIGHTS, STATE = "adapter_config.json", "adapter_model.safetensors", "luthier_state.safetensors"
-PREFIX = "base_model.model."
 PEFT_VERSION = "0.21.2"  # whose format this is
 TASKS = {"classify": "SEQ_CLS", "regress": "SEQ_CLS", "tag": "TOKEN_CLS", "spans": "QUESTION_ANS"}
 
@@ -37,7 +36,7 @@ def write(attached: Attached, directory: Path) -> None:
     low_rank = {module: terms for module in names.places if (terms := _terms(names, module, attached.name))}
     if low_rank:
         config |= _lora(attached, names, low_rank)
-        for module, terms in low_rank.items():
+        for module in low_rank:
             tensors |= _tensors(names, module, attached.name)
             if len(names.places[module]) > 1:
                 fused[module] = [term.rank if term else 0 for term in terms_by_place(names, module, attached.name)]
@@ -163,7 +162,7 @@ def _is_own(around: Around, name: str) -> bool:
 
 def _rows(attached: Attached, names: Names) -> dict[str, Tensor]:
     """Added tokens' vectors. A tied head's are the embedding's and are not written twice, as in peft."""
-    return {f"{module}.token_adapter.trainable_tokens_delta": rows.rows_KD for module, rows in _new_rows(attached, names)}
+    return {f"{module}{DELTA}": rows.rows_KD for module, rows in _new_rows(attached, names)}
 
 
 def _token_indices(attached: Attached, names: Names) -> dict[str, Any]:

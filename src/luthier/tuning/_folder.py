@@ -1,0 +1,38 @@
+"""The files of one adapter's folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from luthier import lookup
+from luthier.sources.directory import read_json
+from luthier.sources.tensor_files import Safetensors, read_header
+
+CONFIG, WEIGHTS, STATE = "adapter_config.json", "adapter_model.safetensors", "luthier_state.safetensors"
+PREFIX = "base_model.model."
+DELTA = ".token_adapter.trainable_tokens_delta"
+
+
+class Folder:
+    """The files of one adapter: its configuration, its tensors without peft's prefix, and what Luthier noted beside them."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config = read_json(path / CONFIG)
+        if not (path / WEIGHTS).is_file():
+            other = " (adapter_model.bin is a pickle, which is never loaded; save it again with peft as safetensors)"
+            raise FileNotFoundError(f"{path}: no {WEIGHTS}{other if (path / 'adapter_model.bin').exists() else ''}")
+        stored = Safetensors([path / WEIGHTS])
+        self.tensors = {name.removeprefix(PREFIX): stored.read(name) for name in stored.specs}
+        note = read_header(path / STATE)[1] if (path / STATE).is_file() else {}
+        self.fused: dict[str, list[int]] = json.loads(note.get("fused", "{}"))
+        self.method: dict[str, Any] = json.loads(note.get("method", "{}"))
+        self.tokens: list[str] = json.loads(note.get("tokens", "[]"))
+
+    @property
+    def kind(self) -> str:
+        """Which plug-in of this shelf it is."""
+        name = str(self.config.get("peft_type", "")).lower()
+        if name not in lookup.names("tuning") or (name != "lora" and "luthier" not in self.config):
+            raise ValueError(f"{self.path / CONFIG}: an adapter of type {self.config.get('peft_type')!r}, which is not read here")
+        return name
