@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from tests.tiny import smollm2_path
 from typer.testing import CliRunner, Result
 
 from luthier.cli.main import app
 from luthier.data.read import read
+from tiny import smollm2_path
 
 TALK = {"messages": [{"role": "user", "content": "Ping?"}, {"role": "assistant", "content": "Pong!"}]}
 

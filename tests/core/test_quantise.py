@@ -53,7 +53,9 @@ def test_int8_changes_the_perplexity_of_the_real_model_by_less_than_two_hundredt
 
     model = load_model(str(smollm2_path()))
     assert model.tokenizer is not None
-    text = "The violin has four strings, tuned in fifths. Its body is made of spruce and maple, and its sound comes from the way the plates "
+    text = (
+        "The violin has four strings, tuned in fifths. Its body is made of spruce and maple, and its sound comes from the way the plates "
+    )
     text += "vibrate together with the air inside. A luthier tests a plate by tapping it and listening to the note that it gives."
     ids, losses = model.tokenizer.encode(text), {}
     for int8 in (False, True):

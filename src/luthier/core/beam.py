@@ -66,7 +66,15 @@ def search(
 
 
 def _advance(
-    beams: Beams, best: list[float], index: list[int], vocab: int, length: int, sampling: Sampling, eos: Collection[int], stop: Stop | None, row: int
+    beams: Beams,
+    best: list[float],
+    index: list[int],
+    vocab: int,
+    length: int,
+    sampling: Sampling,
+    eos: Collection[int],
+    stop: Stop | None,
+    row: int,
 ) -> list[int]:
     """Takes the best candidates in: which beams they continue."""
     new, log_probability, parents = [], [], []

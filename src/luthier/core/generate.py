@@ -137,7 +137,9 @@ def choose(scores_BV: Tensor, sampling: Sampling, generator: torch.Generator | N
     return torch.multinomial(scores_BV.softmax(-1), 1, generator=generator)[:, 0]
 
 
-def adjusted(scores_BV: Tensor, prompts: Sequence[Sequence[int]], new: Sequence[list[int]], sampling: Sampling, eos: Collection[int]) -> Tensor:
+def adjusted(
+    scores_BV: Tensor, prompts: Sequence[Sequence[int]], new: Sequence[list[int]], sampling: Sampling, eos: Collection[int]
+) -> Tensor:
     """The scores after the repetition penalty (prompt included) and the minimum length."""
     if sampling.repetition_penalty != 1.0:
         rows = [[*prompt, *row] for prompt, row in zip(prompts, new, strict=True)]

@@ -6,7 +6,6 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +71,8 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 def describe(data: Sequence[str], tokenizer: str | None, template: str | None, parent: str) -> dict[str, Any]:
     """manifest.json: versions, hashes of what went in, and where the weights came from."""
+    from importlib.metadata import version  # a tenth of the time that a mistake in a run file takes to be told
+
     return {
         "parent": parent,
         "data": {path: hash_of(Path(path)) for path in data},
