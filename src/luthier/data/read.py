@@ -63,7 +63,7 @@ class JsonLines(Rows):
     def _row(self, index: int) -> dict:
         line = self.data[self.starts[index] : self.ends[index]]
         try:
-            row = json.loads(line)
+            row = json.loads(str(line, "utf-8").removeprefix("\ufeff"))
         except UnicodeDecodeError as error:
             raise ValueError(_not_utf8(self.where(index), error)) from error
         except json.JSONDecodeError as error:

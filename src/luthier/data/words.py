@@ -6,6 +6,7 @@ cut there and the ids put together again. Tokenizers of another kind, or with to
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 import tokenizers
@@ -82,13 +83,9 @@ def _cut(text: str, after: Mapping[str, list[int]]) -> tuple[list[str], list[str
     return [head, last], words, [head, last, *(" " + word for word in unknown)]
 
 
-def _join(head: list[str], words: list[str], pieces: Mapping[str, list[int]], after: Mapping[str, list[int]]) -> list[int]:
-    whole = pieces[head[0]].copy()
-    for word in words:
-        whole += after[word]
-    for piece in head[1:]:
-        whole += pieces[piece]
-    return whole
+def _join(pieces: list[str], words: list[str], known: Mapping[str, list[int]], after: Mapping[str, list[int]]) -> list[int]:
+    first, *rest = pieces
+    return [*known[first], *chain.from_iterable(map(after.__getitem__, words)), *chain.from_iterable(map(known.__getitem__, rest))]
 
 
 def cut(text: str) -> list[str]:

@@ -151,9 +151,11 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 
 def _tensor(values: list[Any]) -> Tensor:
-    """torch.tensor, which takes its time with long lists, only where the values are not all whole numbers."""
-    whole = values and all(type(value) is int for value in values)
-    return torch.frombuffer(array("q", values), dtype=torch.long) if whole else torch.tensor(values)
+    """torch.tensor, which takes its time with long lists, only where not all values are whole numbers."""
+    try:
+        return torch.frombuffer(array("q", values), dtype=torch.long) if values else torch.tensor(values)
+    except TypeError:
+        return torch.tensor(values)
 
 
 def pack(examples: Sequence[Example], micro_tokens: int) -> list[Batch]:
