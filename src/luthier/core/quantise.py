@@ -1,4 +1,4 @@
-"""Weights in 8 bits with one scale per output, activations as they are. The plain form of Dettmers et al. 2022, arXiv:2208.07339, section 2.
+"""Weights in 8 bits with one scale for each output. The plain form of Dettmers et al. 2022, arXiv:2208.07339, section 2.
 
 w = q * s with s = max|w| / 127 over each output's inputs. Products run in bfloat16, for which torch has a CPU kernel that reads the 8 bits
 directly; a token then reads a quarter of what float32 reads. N rows, I inputs, O outputs.

@@ -12,7 +12,7 @@ NEVER = float("-inf")
 
 
 def repetition_penalty(scores_BV: Tensor, ids: Sequence[Sequence[int]], penalty: float) -> Tensor:
-    """Scores of tokens that stand in the row already: divided if positive, multiplied if negative. Keskar et al. 2019, arXiv:1909.05858, 4.1."""
+    """Scores of tokens that the row holds already: divided if positive, multiplied if negative. Keskar 2019, arXiv:1909.05858, section 4.1."""
     if penalty == 1.0:
         return scores_BV
     scores_BV = scores_BV.clone()

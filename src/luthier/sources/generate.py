@@ -105,9 +105,8 @@ class Asked:
             self.before = self.ids
         else:
             if template is None:
-                raise ValueError(
-                    f"{model.source or 'this model'} has no chat template: give one (template=, --template human_assistant), or a plain string"
-                )
+                name = model.source or "this model"
+                raise ValueError(f"{name} has no chat template: give one (template=, --template human_assistant), or a plain string")
             self.ids = self.tokenizer.encode(template.render(prompt, generation=True))
             self.before = []
             self.stop.extend(template.stop)

