@@ -187,6 +187,26 @@ def test_fp16_skips_a_step_whose_gradients_overflow_and_says_so(tmp_path: Path, 
     assert "step 3: the gradients overflow in fp16; skipped, the loss scale is now" in capsys.readouterr().err
 
 
+def test_fp16_unscales_the_gradients_before_they_are_clipped(tmp_path: Path) -> None:
+    """Their norm is fp32's, at weights that stay."""
+    norms = {}
+    for precision in ("fp32", "fp16"):
+        training = settings(precision=precision, optimizer="sgd", rate=0.0)
+        Toy(training, tmp_path / precision, dropout=0.0, noise=0.0, batches=ToyBatches(rows=1, micro=1)).run()
+        norms[precision] = {line["step"]: line["norm"] for line in lines(tmp_path / precision) if line.get("norm")}
+    assert len(norms["fp16"]) > 4
+    for step, norm in norms["fp16"].items():
+        assert norm == pytest.approx(norms["fp32"][step], rel=0.02)
+
+
+def test_an_evaluation_leaves_no_trace_in_the_run(tmp_path: Path) -> None:
+    often = Toy(settings(evaluate_every=1), tmp_path / "often")
+    often.run()
+    never = Toy(settings(), tmp_path / "never")
+    never.run(evaluate=None)
+    assert all(torch.equal(value, never.weights()[name]) for name, value in often.weights().items())
+
+
 def test_overflow_outside_fp16_stops_the_run(tmp_path: Path) -> None:
     toy = Toy(settings(), tmp_path)
     penalty = toy.attached.penalty
