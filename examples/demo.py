@@ -22,7 +22,7 @@ RUN = {
     "data": {"path": f"{FOLDER}.data/train.jsonl", "held_out": f"{FOLDER}.data/held_out.jsonl", "length": 256},
     "objective": "chat",
     "tuning": {"kind": "lora", "roles": ["q", "k", "v", "o", "up", "gate", "down"], "rank": 8},
-    "training": {"steps": 50, "rows": 12, "rate": 2e-3, "schedule": "cosine", "warmup": 5, "evaluate_every": 25},
+    "training": {"steps": 40, "rows": 12, "rate": 2e-3, "schedule": "cosine", "warmup": 5, "evaluate_every": 20},
     "samples": 2,
     "output": str(FOLDER),
 }

@@ -111,3 +111,9 @@ def test_a_decoder_and_a_bad_rate_are_refused(decoder, stream):
         Masked().batches(stream([{"text": "a"}]), model, Size(rows=1), 64)
     with pytest.raises(ValueError, match="rate=0, most=76"):
         Masked(rate=0)
+
+
+def test_a_model_without_a_vocabulary_head_is_refused_before_anything_starts(encoder):
+    ours, _ = encoder("BertForSequenceClassification", classify=2)
+    with pytest.raises(ValueError, match="needs a head that predicts tokens"):
+        Masked().check(ours)

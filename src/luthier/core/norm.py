@@ -33,9 +33,10 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        scale = _scale(x, ctx.eps)
-        unit, grad_wide = x * scale, grad.to(scale.dtype)
-        grad_unit = grad_wide * weight.to(scale.dtype)
+        x_wide, grad_wide = _widened(x), _widened(grad)
+        scale = _scale(x_wide, ctx.eps)
+        unit = x_wide * scale
+        grad_unit = grad_wide * _widened(weight)
         share = torch.linalg.vecdot(grad_unit, unit).div_(x.shape[-1]).unsqueeze(-1)
         grad_weight = (grad_wide * unit).flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
         grad_x = grad_unit.addcmul_(unit, share, value=-1).mul_(scale).to(grad.dtype) if ctx.needs_input_grad[0] else None
@@ -43,11 +44,15 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    scale = _scale(x, eps)
-    return (x * scale).mul_(weight).to(x.dtype)
+    wide = _widened(x)
+    return (wide * _scale(wide, eps)).mul_(weight).to(x.dtype)
 
 
 def _scale(x: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(mean(x^2) + eps), (..., 1), in float32 at least."""
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    """1 / sqrt(mean(x^2) + eps), (..., 1)."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def _widened(x: Tensor) -> Tensor:
+    """In float32 at least; once, since arithmetic between two dtypes is slow."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -43,10 +43,10 @@ class _Packed(torch.autograd.Function):
             q_block, g_block = _fold(q[:, low:high], groups), _fold(grad[:, low:high], groups)
             keys, values = k[:, start:stop], v[:, start:stop]
             p = _probabilities(q_block, keys, low - start, rows, causal, scale)
-            g_v[:, start:stop].baddbmm_(p.mT, g_block)
+            g_v[:, start:stop] += torch.bmm(p.mT, g_block)  # baddbmm_ into a slice would go matrix by matrix
             g_s = torch._softmax_backward_data(torch.bmm(g_block, values.mT), p, -1, p.dtype)
             g_q[:, low:high] = _unfold(torch.bmm(g_s, keys).mul_(scale), rows)
-            g_k[:, start:stop].baddbmm_(g_s.mT, q_block, alpha=scale)
+            g_k[:, start:stop] += torch.bmm(g_s.mT, q_block).mul_(scale)
         return g_q, g_k, g_v, None, None, None
 
 

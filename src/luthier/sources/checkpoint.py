@@ -67,11 +67,14 @@ class Checkpoint:
 
 
 def template_of(tokenizer: "Tokenizer", name: str) -> "Template | None":
-    """The chat template that the tokenizer's files carry, if any."""
+    """The chat template that the tokenizer's files carry, if any; ValueError, naming where it came from, when it is not a template."""
     from luthier.data.template import Template
 
     source = tokenizer.chat_template
-    return None if source is None else Template(name, source, specials=tokenizer.named())
+    try:
+        return None if source is None else Template(name, source, specials=tokenizer.named())
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def some(names: list[str], most: int = 5) -> str:
