@@ -7,7 +7,8 @@ import torch
 
 import luthier
 from benchmarks._rounds import serve
-from luthier.core.generate import Sampling, generate_ids
+from luthier.core.generate import generate_ids
+from luthier.core.reader import Sampling
 
 
 def main(folder: str, dtype: str, new: str, prompts: str) -> None:

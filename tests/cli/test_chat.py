@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import luthier.cli.chat as verb
 from luthier.cli import main
 from luthier.cli._talk import Talk, open_talk
-from luthier.core.generate import Sampling
+from luthier.core.reader import Sampling
 from luthier.tuning._tune import tune
 from tiny import tiny_chat
 

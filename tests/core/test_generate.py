@@ -8,8 +8,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from luthier.core import scores as change
 from luthier.core.decode import Decoder, decodable
-from luthier.core.generate import Memory, Sampling, choose, generate_ids, left_padded, stream_ids
+from luthier.core.generate import choose, generate_ids, stream_ids
 from luthier.core.names import export_state
+from luthier.core.reader import Memory, Sampling, left_padded
 from luthier.models.gpt2 import GPT2
 from luthier.models.llama import Llama
 

@@ -5,8 +5,9 @@ import torch
 
 from luthier.core.cache import Cache
 from luthier.core.decode import Decoder
-from luthier.core.generate import Sampling, generate_ids
+from luthier.core.generate import generate_ids
 from luthier.core.quantise import _by_blocks, int8_product, quantise
+from luthier.core.reader import Sampling
 from luthier.models.llama import Llama
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from luthier.core.generate import Memory, Sampling
+from luthier.core.reader import Memory, Sampling
 from luthier.data.template import named
 from luthier.sources.generate import generate_texts, stream_text
 from luthier.sources.writer import Writer
@@ -86,8 +86,9 @@ def test_what_does_not_fit_is_refused_in_a_sentence():
 def test_the_real_model_writes_what_transformers_writes():
     import transformers
 
-    from luthier.core.generate import generate_ids, left_padded
+    from luthier.core.generate import generate_ids
     from luthier.core.names import export_state
+    from luthier.core.reader import left_padded
     from luthier.sources.load import load_model
 
     model = load_model(str(smollm2_path()))

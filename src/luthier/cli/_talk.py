@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from luthier.core.generate import Memory, Sampling
+from luthier.core.reader import Memory, Sampling
 from luthier.data.template import Template, choose
 from luthier.sources.generate import generate_texts, stream_text
 from luthier.sources.model import Model

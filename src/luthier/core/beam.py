@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from luthier.core.generate import Reader, Sampling, Stop, _check, _wide, adjusted, left_padded
+from luthier.core.reader import Reader, Sampling, Stop, adjusted, check, left_padded, widened
 from luthier.core.transformer import Net
 
 
@@ -39,7 +39,7 @@ def search(
     fast: bool = True,
 ) -> list[list[int]]:
     """The `samples` best new token lists of each prompt in turn. No chance is in it: temperature, top_k, top_p, generator are not used."""
-    _check(net, prompts, None)
+    check(net, prompts, None)
     width, device = sampling.beams, next(net.parameters()).device
     rows = [list(prompt) for prompt in prompts for _ in range(width)]
     reader = Reader(net, len(rows), sampling, int8, None, fast)
@@ -49,7 +49,7 @@ def search(
     searches = [Beams([[] for _ in range(width)], [0.0] + [-1e9] * (width - 1)) for _ in prompts]
     for length in range(1, sampling.max_tokens + 1):
         new = [tokens for beams in searches for tokens in beams.new]
-        log_BV = adjusted(_wide(scores_BV).log_softmax(-1), rows, new, sampling, eos)
+        log_BV = adjusted(widened(scores_BV).log_softmax(-1), rows, new, sampling, eos)
         past_B1 = torch.tensor([x for beams in searches for x in beams.log_probability], dtype=log_BV.dtype, device=device)[:, None]
         total_PN = (log_BV + past_B1).view(len(prompts), -1)
         # So many that `width` are left to go on with even if every end token comes first in every beam.

@@ -37,7 +37,9 @@ class Masked(Objective):
         if model.net.causal:
             raise ValueError(f"objective masked needs an encoder; {model.source} is a decoder (objective: causal)")
         if "lm" not in model.net.heads:
-            raise ValueError(f"objective masked needs a head that predicts tokens, and {model.source} has none (a sentence encoder, or a classifier)")
+            raise ValueError(
+                f"objective masked needs a head that predicts tokens, and {model.source} has none (a sentence encoder, or a classifier)"
+            )
         if model.tokenizer is None or model.tokenizer.mask is None:
             raise ValueError(f"objective masked needs a [MASK] token, and the tokenizer of {model.source} has none")
 

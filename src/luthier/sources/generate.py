@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from luthier.core.generate import Memory, Sampling, generate_ids, stream_ids
+from luthier.core.generate import generate_ids, stream_ids
+from luthier.core.reader import Memory, Sampling
 from luthier.data.template import Template
 from luthier.data.tokenizer import Tokenizer
 from luthier.sources.model import Model
