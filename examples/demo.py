@@ -50,7 +50,7 @@ def main() -> None:
     questions = sorted({talk[0] for talk in talks})
     held_out = set(questions[::12])  # no question of theirs is trained on
     write(FOLDER.with_suffix(".data") / "train.jsonl", [talk for talk in talks if talk[0] not in held_out])
-    write(FOLDER.with_suffix(".data") / "held_out.jsonl", [talk for talk in talks if talk[0] in held_out])
+    write(FOLDER.with_suffix(".data") / "held_out.jsonl", list({talk[0]: talk for talk in talks if talk[0] in held_out}.values()))
     shutil.rmtree(FOLDER, ignore_errors=True)
     run_file = FOLDER.with_suffix(".data") / "run.yaml"
     run_file.write_text(yaml.safe_dump(RUN, sort_keys=False))
