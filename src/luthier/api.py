@@ -28,13 +28,13 @@ def load(
     return _load.load(source, adapter, dtype, device)
 
 
-def tune(model: Model, method: Any, **fields: Any) -> Attached:
-    """Freezes the model and attaches a method by its name and fields: tune(model, "lora", rank=8).
+def tune(model: Any, method: Any, **fields: Any) -> Attached:
+    """Freezes the model and attaches a method by its name and fields: tune(model, "lora", rank=8). A transformers model object is taken as it is.
 
     What it returns holds the trainable parameters (`parameters`, by name) and saves them (`save`). ValueError for a field or role that
     does not fit; the model is then as it was.
     """
-    return _tune.tune(model, method, **fields)
+    return _tune.tune(model if isinstance(model, Model) else load(model), method, **fields)
 
 
 def generate(model: Model, prompts: Any, max_tokens: int = 128, temperature: float = 1.0, **options: Any) -> list[str]:

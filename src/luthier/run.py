@@ -169,7 +169,9 @@ def check_held_out(config: Run, stream: "Stream") -> None:
     }
     for key, value in wanted.items():
         if value and not stream.held_out:
-            raise ValueError(f"{key} needs held-out rows, and there are none; set data.held_out to a share, a number of rows or a file")
+            raise ValueError(
+                f"{key} needs held-out rows, and there are none; set data.held_out to a file, a number of rows, or a share that is at least one row"
+            )
 
 
 def evaluation(config: Run, ready: Ready) -> "Evaluate | None":

@@ -46,7 +46,7 @@ def test_a_dry_run_says_what_would_train(tmp_path: Path) -> None:
     [
         ("training.raet=1", "unknown key 'raet' in training; did you mean 'rate'?"),
         ("training.rows=null", "training needs exactly one of tokens and rows; neither is given"),
-        ("training.rate=-1", "training.rate=-1.0 must not be negative"),
+        ("training.rate=-1", "training.rate=-1.0 must be 0 or more"),
         ("tuning.rank=0", "a rank is 1 at least"),
         ("data.path=missing.jsonl", "missing.jsonl"),
     ],

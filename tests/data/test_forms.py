@@ -103,7 +103,7 @@ def test_many_or_long_columns_are_told_in_short():
         ("messages", {"messages": [{"role": "user", "content": None}]}, "'content' of a turn is a NoneType where text was expected"),
         ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "not text"),
         ("messages", {"text": "x"}, "the row has none of the columns messages"),
-        ("alpaca", {"instruction": "q", "output": None}, "none of the columns output"),
+        ("alpaca", {"instruction": "q", "output": None}, "'output' is empty"),
         ("alpaca", {"instruction": "q", "output": "a", "history": [["q"]]}, "history is a list of"),
         ("prompt", {"prompt": "q", "completion": ""}, "every assistant turn is empty"),
         ("labelled", {"text": "t", "label": ""}, "an empty label"),
@@ -126,3 +126,9 @@ def test_a_row_that_lacks_something_says_what(form, row, sentence):
 def test_labels_are_the_same_from_csv_and_json():
     assert [label(value) for value in (1, "1", 1.0, " 1 ")] == [1, 1, 1, 1]
     assert [label(value) for value in ("B-PER", False, "-1", "1.5", "①")] == ["B-PER", "false", -1, "1.5", "①"]
+
+
+def test_a_misspelt_role_is_refused_with_what_was_meant():
+    row = {"messages": [{"role": "usr", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    with pytest.raises(ValueError, match="a turn is by 'usr'; did you mean 'user'"):
+        normalise(row, "messages")

@@ -187,3 +187,18 @@ def test_what_a_configuration_asks_for_and_we_lack_is_refused_by_name():
         Llama.from_config(base | {"hidden_act": "mish"})
     with pytest.raises(ValueError, match="lacks 'hidden_size'"):
         Llama.from_config({key: value for key, value in base.items() if key != "hidden_size"})
+
+
+@pytest.mark.parametrize(
+    ("arch", "sizes", "sentence"),
+    [
+        (Llama, {"width": 31, "heads": 2, "kv_heads": 2}, "width=31 must divide by heads=2"),
+        (Llama, {"width": 48, "heads": 4, "kv_heads": 3}, "heads=4 must divide by kv_heads=3"),
+        (Llama, {"width": 36, "heads": 4, "kv_heads": 4}, "9 dimensions is odd"),
+        (GPT2, {"width": 30, "heads": 4}, "width=30 must divide"),
+        (BERT, {"width": 30, "heads": 4}, "width=30 must divide"),
+    ],
+)
+def test_sizes_that_no_attention_fits_are_refused(arch, sizes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        arch(**sizes)

@@ -14,7 +14,7 @@ def export(
     to: Annotated[str, typer.Option(help="hf: the whole model; peft: the adapter alone; default: the adapter where there is one")] = "",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored", show_default=False)] = None,
 ) -> None:
-    """Write a model (adapters folded in) or its adapter alone. What stands at OUT is replaced whole, or not at all."""
+    """Write a model (adapters folded in) or its adapter alone. Files of the same names at OUT are replaced, all or none."""
     if to not in ("", "hf", "peft"):
         raise ValueError(f"--to {to}: there are hf and peft")
     if merge and to == "peft":

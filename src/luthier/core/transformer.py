@@ -209,7 +209,7 @@ class Transformer(Net):
         bias = self.label_bias or KINDS[kind] == "token"
         head = LabelHead(self.width, labels, bias, pooler, self.label_dropout)
         _fresh(head.out, self.init_std)
-        self.heads[kind] = head.to(parameter.device, parameter.dtype)
+        self.heads[kind] = head.to(parameter.device, parameter.dtype).train(self.training)
 
     def _check(self, ids: Tensor, lengths: tuple[int, ...] | None, cache: Cache | None) -> None:
         if lengths is not None and (ids.shape[0] != 1 or sum(lengths) != ids.shape[1]):

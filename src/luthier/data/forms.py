@@ -18,10 +18,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from luthier.lookup import suggest
+
 ROLES = {
     "human": "user", "user": "user", "prompter": "user",
     "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
-    "system": "system",
+    "system": "system", "developer": "developer",
+    "tool": "tool", "function": "function", "observation": "tool", "ipython": "ipython",
 }  # fmt: skip
 TEXT = ("text", "sentence", "sentence1", "content", "review", "premise", "sentence_A", "s1", "question1", "document")
 PAIR = ("pair", "text_pair", "sentence2", "hypothesis", "sentence_B", "s2", "question2")
@@ -213,7 +216,10 @@ def _message(turn: Any, role: str, content: str) -> dict[str, str]:
     if not isinstance(said, str):
         raise ValueError(f"the {content!r} of a turn is a {type(said).__name__} where text was expected")
     who = str(turn[role])
-    return {"role": ROLES.get(who.lower(), who), "content": said}
+    known = ROLES.get(who.lower())
+    if known is None:
+        raise ValueError(f"a turn is by {who!r}{suggest(who, ROLES)}")
+    return {"role": known, "content": said}
 
 
 def _turns(row: Row, key: str) -> list:
@@ -240,6 +246,10 @@ def _first(row: Row, names: Iterable[str]) -> str:
     for name in names:
         if row.get(name) is not None:
             return name
+    names = list(names)
+    empty = [name for name in names if name in row]
+    if empty:
+        raise ValueError(f"{' and '.join(map(repr, empty))} {'is' if len(empty) == 1 else 'are'} empty; fill it in, or remove the row")
     raise ValueError(f"the row has none of the columns {', '.join(names)}; its columns are {', '.join(map(str, row)) or 'none'}")
 
 

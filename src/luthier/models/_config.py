@@ -10,6 +10,14 @@ STORED = {"gelu_tanh": "gelu_new"}  # ours to theirs, where they differ
 MISSING = object()
 
 
+def check_heads(width: int, heads: int, kv_heads: int | None = None, head_width: int = 0) -> None:
+    """Refuse sizes that no attention fits."""
+    if not head_width and width % heads:
+        raise ValueError(f"width={width} must divide by heads={heads}")
+    if kv_heads and heads % kv_heads:
+        raise ValueError(f"heads={heads} must divide by kv_heads={kv_heads}: groups of query heads share a key-value head")
+
+
 class Reader:
     """read(key) is the value, read(key, default) the value or the default; a key without a default must be there."""
 

@@ -12,7 +12,7 @@ from luthier.core.feedforward import ACTIVATIONS, FeedForward
 from luthier.core.heads import LanguageHead, Pooler
 from luthier.core.names import Name, linear
 from luthier.core.transformer import Embedding, Transformer, initialise
-from luthier.models._config import STORED, Reader
+from luthier.models._config import STORED, Reader, check_heads
 
 CLASSES = {"lm": "BertForMaskedLM", "classify": "BertForSequenceClassification", "tag": "BertForTokenClassification"}
 
@@ -42,6 +42,9 @@ class BERT:
         "bert-base-chinese": {"vocab": 21_128},
         "minilm-l6": {"width": 384, "layers": 6, "hidden": 1536, "lm": False},
     }
+
+    def __post_init__(self) -> None:
+        check_heads(self.width, self.heads)
 
     def build(self) -> Transformer:
         norm = partial(nn.LayerNorm, self.width, self.eps)

@@ -12,7 +12,7 @@ from luthier.core.feedforward import FeedForward
 from luthier.core.heads import LanguageHead
 from luthier.core.names import Name, linear
 from luthier.core.transformer import Embedding, Transformer, initialise
-from luthier.models._config import STORED, Reader
+from luthier.models._config import STORED, Reader, check_heads
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class GPT2:
         "gpt2-large": {"width": 1280, "layers": 36, "heads": 20},
         "gpt2-xl": {"width": 1600, "layers": 48, "heads": 25},
     }
+
+    def __post_init__(self) -> None:
+        check_heads(self.width, self.heads)
 
     @property
     def inner(self) -> int:

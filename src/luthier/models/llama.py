@@ -17,7 +17,7 @@ from luthier.core.names import Name, linear
 from luthier.core.norm import RMSNorm
 from luthier.core.position import Rotary
 from luthier.core.transformer import Embedding, Transformer, initialise
-from luthier.models._config import Reader
+from luthier.models._config import Reader, check_heads
 
 CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "baichuan": "Llama"}
 
@@ -63,6 +63,11 @@ class Llama:
         },
         "baichuan-7b": {"vocab": 64_000, "positions": 4096, "kind": "baichuan"},
     }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check_heads(self.width, self.heads, self.kv_heads, self.head_width)
+        if self.head % 2:
+            raise ValueError(f"a head of {self.head} dimensions is odd, and rotary positions turn pairs; change width, heads or head_width")
 
     @property
     def head(self) -> int:

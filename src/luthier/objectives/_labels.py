@@ -5,6 +5,7 @@ M sentences or tokens, D width, L labels
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,14 +14,15 @@ from torch.nn import functional as F
 from luthier.data.stream import Sample, Stream
 from luthier.lookup import suggest
 from luthier.objectives._batch import Term, quoted, wide
+from luthier.objectives._objective import Objective
 
 
-def every_row(stream: Stream) -> Iterator[dict]:
-    """All rows, those of rare files and the held-out ones too."""
-    for part in stream.parts:
-        for index in part.train:
-            yield part[int(index)]
-    yield from stream.held_out
+def every_row(objective: Objective, stream: Stream) -> Iterator[dict]:
+    """All rows, those of rare files and the held-out ones too; a sentence where one is not what the objective needs."""
+    trained = (part[int(index)] for part in stream.parts for index in part.train)
+    for index, row in enumerate(chain(trained, stream.held_out)):
+        objective.fields(Sample(row, 0, index, 0))
+        yield row
 
 
 def sorted_labels(values: Iterable[Any], field: str) -> tuple[str, ...]:

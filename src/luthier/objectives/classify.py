@@ -27,7 +27,7 @@ class Classify(Objective):
     predicts: ClassVar[str] = "labels"
 
     def prepare(self, stream: Stream) -> "Classify":
-        return self if self.labels else replace(self, labels=sorted_labels((row["label"] for row in every_row(stream)), "label"))
+        return self if self.labels else replace(self, labels=sorted_labels((row["label"] for row in every_row(self, stream)), "label"))
 
     def heads(self) -> dict[str, int]:
         return {"classify": len(self.labels)}

@@ -34,7 +34,7 @@ class Tag(Objective):
     def prepare(self, stream: Stream) -> "Tag":
         if self.labels:
             return self
-        return replace(self, labels=sorted_labels(chain.from_iterable(row["tags"] for row in every_row(stream)), "tags"))
+        return replace(self, labels=sorted_labels(chain.from_iterable(row["tags"] for row in every_row(self, stream)), "tags"))
 
     def heads(self) -> dict[str, int]:
         return {"tag": len(self.labels)}

@@ -51,7 +51,7 @@ class Training:
                 raise ValueError(f"training.{name}={value} must be above 0")
         for name in ("rate", "weight_decay", "clip", "warmup", "evaluate_every", "save_every"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"training.{name}={getattr(self, name)} must not be negative")
+                raise ValueError(f"training.{name}={getattr(self, name)} must be 0 or more")
         for name in ("momentum", "ema", "decay", "floor"):
             if not 0 <= getattr(self, name) <= 1 or (name in ("momentum", "ema") and getattr(self, name) == 1):
                 raise ValueError(f"training.{name}={getattr(self, name)} must lie between 0 and 1")

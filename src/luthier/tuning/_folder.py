@@ -10,6 +10,7 @@ from luthier.sources.tensor_files import Safetensors, read_header
 
 CONFIG, WEIGHTS, STATE = "adapter_config.json", "adapter_model.safetensors", "luthier_state.safetensors"
 PREFIX = "base_model.model."
+HEADS = {"SEQ_CLS": "classify", "TOKEN_CLS": "tag", "QUESTION_ANS": "spans"}  # peft's task_type: our head
 DELTA = ".token_adapter.trainable_tokens_delta"
 
 
@@ -28,6 +29,13 @@ class Folder:
         self.fused: dict[str, list[int]] = json.loads(note.get("fused", "{}"))
         self.method: dict[str, Any] = json.loads(note.get("method", "{}"))
         self.tokens: list[str] = json.loads(note.get("tokens", "[]"))
+        self.heads: dict[str, int] = json.loads(note["heads"]) if "heads" in note else self._heads()
+
+    def _heads(self) -> dict[str, int]:
+        """The task heads that an adapter of peft's brings, and their labels."""
+        kind = HEADS.get(str(self.config.get("task_type")))
+        rows = [len(value) for name, value in self.tensors.items() if name in ("classifier.weight", "score.weight", "qa_outputs.weight")]
+        return {kind: rows[0]} if kind and rows else {}
 
     @property
     def kind(self) -> str:

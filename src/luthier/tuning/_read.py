@@ -15,6 +15,7 @@ from luthier.anatomy.anatomy import Anatomy
 from luthier.anatomy.site import Site
 from luthier.anatomy.table import AROUND, transposed
 from luthier.config import build
+from luthier.core.transformer import Transformer
 from luthier.sources.model import Model
 from luthier.tuning._attached import Attached
 from luthier.tuning._folder import CONFIG, DELTA, Folder
@@ -52,12 +53,22 @@ def read(anatomy: Anatomy, directory: Path, name: str = "default", trainable: bo
 
 
 def load_adapter(model: Model, directory: str | Path, name: str = "default", trainable: bool = False) -> Attached:
-    """`read` for a Model: tokens that the adapter has added are added to its tokenizer and vocabulary first."""
+    """`read` for a Model: tokens that the adapter has added are added to its tokenizer and vocabulary first, and the task heads it brings."""
     folder = Folder(Path(directory))
     missing = [token for token in folder.tokens if model.tokenizer is None or model.tokenizer.id(token) is None]
     if missing:
         grow(model, missing)
-    attached = read(model.anatomy, Path(directory), name, trainable)
+    fresh = (
+        {kind: labels for kind, labels in folder.heads.items() if kind not in model.net.heads} if isinstance(model.net, Transformer) else {}
+    )
+    for kind, labels in fresh.items():
+        model.net.add_head(kind, labels)
+    try:
+        attached = read(model.anatomy, Path(directory), name, trainable)
+    except BaseException:
+        for kind in fresh:
+            del model.net.heads[kind]
+        raise
     attached.source, attached.tokenizer = model.source, model.tokenizer
     model.attached = attached
     return attached

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from luthier.anatomy.around import Adapter, Around, OnRows, Own
+from luthier.core.heads import LabelHead
 from luthier.core.transformer import Net
 from luthier.sources.save import replace_folder, write_json
 from luthier.sources.tensor_files import write_safetensors
@@ -50,6 +51,9 @@ def write(attached: Attached, directory: Path) -> None:
     config |= _token_indices(attached, names)
     state = {"method": json.dumps({"kind": kind_of(attached.method)} | asdict(attached.method)), "fused": json.dumps(fused)}
     state["tokens"] = json.dumps(list(attached.anatomy.grown.values()))
+    state["heads"] = json.dumps(
+        {kind: len(head.out.weight) for kind, head in attached.anatomy.task_heads().items() if isinstance(head, LabelHead)}
+    )
 
     def fill(place: Path) -> None:
         write_json(place / CONFIG, dict(sorted(config.items())))
