@@ -25,6 +25,7 @@ class Classify(Objective):
     needs: ClassVar[tuple[str, ...]] = ("text", "label")
     encodings: ClassVar[bool] = True
     predicts: ClassVar[str] = "labels"
+    verified: ClassVar[str] = "transformers 5.23 BertForSequenceClassification's loss"
 
     def prepare(self, stream: Stream) -> "Classify":
         return self if self.labels else replace(self, labels=sorted_labels((row["label"] for row in every_row(self, stream)), "label"))

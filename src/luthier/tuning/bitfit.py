@@ -1,6 +1,7 @@
 """BitFit: train the biases only. Ben Zaken et al. 2021, arXiv:2106.10199, section 3."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from luthier.anatomy.anatomy import Anatomy
 from luthier.anatomy.table import is_norm, is_projection
@@ -15,6 +16,7 @@ class BitFit:
     also_train: tuple[str, ...] = ()  # embed, head, norm or roles that train whole
     tokens: tuple[str, ...] | str = ()  # added to the vocabulary, trained and saved with it; or the folder of a second tokenizer
     blocks: str | tuple[int, ...] | None = None  # with roles: "last 2" or numbers; all when left out
+    verified: ClassVar[str] = "the paper's parameter counts for BERT base and large"
 
     def attach(self, anatomy: Anatomy, name: str = "default") -> Attached:
         places = self._places(anatomy)
