@@ -10,12 +10,18 @@ STORED = {"gelu_tanh": "gelu_new"}  # ours to theirs, where they differ
 MISSING = object()
 
 
-def check_heads(width: int, heads: int, kv_heads: int | None = None, head_width: int = 0) -> None:
-    """Refuse sizes that no attention fits."""
+def check_heads(width: int, heads: int, kv_heads: int = 0, head_width: int = 0, rotary: bool = False) -> None:
+    """Refuse sizes that no attention fits. kv_heads 0: as many as heads; head_width 0: width / heads."""
+    if not all(isinstance(size, int) for size in (width, heads, kv_heads, head_width)) or heads < 1:
+        return  # of another type or none at all: told where the fields are read
     if not head_width and width % heads:
         raise ValueError(f"width={width} must divide by heads={heads}")
     if kv_heads and heads % kv_heads:
         raise ValueError(f"heads={heads} must divide by kv_heads={kv_heads}: groups of query heads share a key-value head")
+    if rotary and (head_width or width // heads) % 2:
+        raise ValueError(
+            f"a head of {head_width or width // heads} dimensions is odd, and rotary positions turn pairs; change width or heads"
+        )
 
 
 class Reader:

@@ -65,9 +65,7 @@ class Llama:
     }  # fmt: skip
 
     def __post_init__(self) -> None:
-        check_heads(self.width, self.heads, self.kv_heads, self.head_width)
-        if self.head % 2:
-            raise ValueError(f"a head of {self.head} dimensions is odd, and rotary positions turn pairs; change width, heads or head_width")
+        check_heads(self.width, self.heads, self.kv_heads, self.head_width, rotary=True)
 
     @property
     def head(self) -> int:
