@@ -5,6 +5,7 @@ dialogues. Each side is a process of its own (its own peak memory); rounds take 
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import tempfile
@@ -48,7 +49,7 @@ def prepare(folder: Path, rows: int) -> dict[str, str]:
     """The model in Hugging Face's form, an adapter to start from, and the rows: as text for us, as ids for the peer."""
     model = luthier.load(SOURCE)
     model.save(folder / "model")
-    stream = open_stream(Data(path=data_file(), held_out=0, shuffle=False), 0)
+    stream = open_stream(Data(path=data_file(folder), held_out=0, shuffle=False), 0)
     objective = Chat().prepare(stream)
     kept, ids = [], []
     while len(kept) < rows:
@@ -74,11 +75,17 @@ def _end(offsets: list[tuple[int, int]], stop: int) -> int:
     return sum(start < stop for start, _ in offsets)
 
 
-def data_file() -> str:
+def data_file(folder: Path) -> str:
     root = os.environ.get("LUTHIER_DATA")
     if root and (path := Path(root) / "alpaca_gpt4_en" / "alpaca_en_demo.json").exists():
         return str(path)
-    raise SystemExit("set LUTHIER_DATA to the folder of the data sets (alpaca_gpt4_en is needed)")
+    spec = importlib.util.spec_from_file_location("demo", Path(__file__).parents[1] / "examples" / "demo.py")
+    assert spec is not None
+    assert spec.loader is not None
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    demo.write(folder / "dialogues.jsonl", demo.dialogues())
+    return str(folder / "dialogues.jsonl")
 
 
 def compare(made: dict[str, str], dtype: str, rounds: int, steps: int) -> list[str]:
