@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from luthier.core import feedforward
 from luthier.core.attention import Attention, Mask
 from luthier.core.cache import Cache
 from luthier.core.position import Rotation
@@ -35,7 +36,7 @@ class Block(nn.Module):
         self.attn, self.attn_norm = attn, norm()
         self.cross, self.cross_norm = cross, None if cross is None else norm()
         self.ffn, self.ffn_norm = ffn, norm()
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = feedforward.dropout(dropout)
 
     def attention(self, x: Tensor, context: Context, layer: int) -> Tensor:
         return self.dropout(self.attn(x, context.mask, context.rotation, context.bias, cache=context.cache, layer=layer))
