@@ -1,36 +1,32 @@
 """Tiny transformers models with random weights, and our nets with the same weights."""
 
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
-import transformers as hf
 from torch import Tensor, nn
 
 from luthier.core.names import export_state, import_state
-from luthier.models.bert import BERT
-from luthier.models.gpt2 import GPT2
-from luthier.models.llama import Llama
 
-SMALL = dict(vocab_size=60, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, max_position_embeddings=220)
-GROUPED = SMALL | dict(num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-GPT = dict(vocab_size=60, n_embd=32, n_layer=3, n_head=4, n_positions=220, bos_token_id=1, eos_token_id=2)
-
-# kind: (our architecture, their configuration, their class)
-KINDS: dict[str, tuple[Any, Any, Any]] = {
-    "llama": (Llama, hf.LlamaConfig(**GROUPED), hf.LlamaForCausalLM),
-    "llama_tied": (Llama, hf.LlamaConfig(**GROUPED, tie_word_embeddings=True, attention_bias=True, mlp_bias=True), hf.LlamaForCausalLM),
-    "llama_wide": (Llama, hf.LlamaConfig(**GROUPED, head_dim=12, rope_theta=5e5), hf.LlamaForCausalLM),
-    "mistral": (Llama, hf.MistralConfig(**GROUPED, sliding_window=16), hf.MistralForCausalLM),
-    "qwen2": (Llama, hf.Qwen2Config(**GROUPED), hf.Qwen2ForCausalLM),
-    "qwen2_window": (
-        Llama,
-        hf.Qwen2Config(**GROUPED, use_sliding_window=True, sliding_window=24, max_window_layers=1),
-        hf.Qwen2ForCausalLM,
-    ),
-    "gpt2": (GPT2, hf.GPT2Config(**GPT), hf.GPT2LMHeadModel),
-    "bert": (BERT, hf.BertConfig(**SMALL), hf.BertForMaskedLM),
-}
+# Every file of families/ gives KINDS, and where it has them: ENCODERS (kinds that see both ways), HEADS (kind, head, labels, their
+# class), MUTANTS (name: (changes of the architecture, change of the built net, kinds)) and EXEMPT (general mutant: kinds without it).
+KINDS: dict[str, tuple[Any, Any, Any]] = {}
+ENCODERS: list[str] = []
+HEADS: list[tuple[str, str, int, Any]] = []
+MUTANTS: dict[str, tuple[Any, Any, Any]] = {}
+EXEMPT: dict[str, list[str]] = {}
+for file in sorted((Path(__file__).parent / "families").glob("*.py")):
+    family = import_module(f"families.{file.stem}")
+    KINDS |= getattr(family, "KINDS", {})
+    ENCODERS += getattr(family, "ENCODERS", [])
+    HEADS += getattr(family, "HEADS", [])
+    assert not MUTANTS.keys() & getattr(family, "MUTANTS", {}).keys(), file
+    MUTANTS |= getattr(family, "MUTANTS", {})
+    for mutant, without in getattr(family, "EXEMPT", {}).items():
+        EXEMPT.setdefault(mutant, []).extend(without)
+DECODERS = [kind for kind in KINDS if kind not in ENCODERS]
 
 # What is left in float64 at T=200 once their norms no longer cast to float32: rounding alone.
 FLOOR = 1e-12

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from oracles import KINDS, gap, ours, reference, sample
+from oracles import DECODERS, KINDS, gap, ours, reference, sample
 
 from luthier.core.cache import Cache
 from luthier.core.names import export_state, import_state
@@ -16,7 +16,7 @@ from luthier.models.gpt2 import GPT2
 from luthier.models.llama import Llama
 
 kinds = pytest.mark.parametrize("kind", KINDS)
-decoders = pytest.mark.parametrize("kind", [k for k in KINDS if k != "bert"])
+decoders = pytest.mark.parametrize("kind", DECODERS)
 LENGTHS = (30, 1, 57, 112)
 
 

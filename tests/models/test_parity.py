@@ -5,14 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers as hf
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from oracles import FLOOR, KINDS, gap, ours, reference, sample, theirs
-
-from luthier.core.attention import Attention
-from luthier.core.block import Block, PostNorm, PreNorm
+from mutations import general
+from oracles import DECODERS, EXEMPT, FLOOR, HEADS, KINDS, MUTANTS, gap, ours, reference, sample, theirs
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -64,22 +61,6 @@ def test_bert_reads_segments_and_padding_as_transformers_does():
     assert gap(ours("bert", model)(ids, mask, types=types)[mask], want[mask]) < FLOOR
 
 
-HEADS = [
-    ("bert", "classify", 3, hf.BertForSequenceClassification),
-    ("bert", "tag", 5, hf.BertForTokenClassification),
-    ("bert", "spans", 2, hf.BertForQuestionAnswering),
-    ("bert", "choose", 1, hf.BertForMultipleChoice),
-    ("bert", "regress", 1, hf.BertForSequenceClassification),
-    ("gpt2", "classify", 3, hf.GPT2ForSequenceClassification),
-    ("gpt2", "tag", 5, hf.GPT2ForTokenClassification),
-    ("gpt2", "spans", 2, hf.GPT2ForQuestionAnswering),
-    ("llama", "classify", 3, hf.LlamaForSequenceClassification),
-    ("llama", "tag", 5, hf.LlamaForTokenClassification),
-    ("llama", "spans", 2, hf.LlamaForQuestionAnswering),
-    ("qwen2", "classify", 3, hf.Qwen2ForSequenceClassification),
-]
-
-
 @pytest.mark.parametrize(("kind", "head", "labels", "cls"), HEADS)
 @torch.no_grad()
 def test_heads_equal_transformers(kind, head, labels, cls):
@@ -96,58 +77,14 @@ def test_heads_equal_transformers(kind, head, labels, cls):
     assert gap(net.heads[head](states), want) < FLOOR
 
 
-def _swap(block: Block) -> None:
-    block.__class__ = PostNorm if isinstance(block, PreNorm) else PreNorm
+EVERY = general(list(KINDS), DECODERS) | MUTANTS
+SWEEP = [(mutant, kind) for mutant, (_, _, where) in EVERY.items() for kind in where if kind not in EXEMPT.get(mutant, [])]
 
 
-def _late(net) -> None:
-    enter = net.enter
-    net.enter = lambda ids, mask=None, *rest: enter(
-        ids, mask, rest[0], rest[1], rest[2], torch.arange(1, ids.shape[1] + 1)[None], *rest[4:]
-    )
-
-
-def _each(kind: type, change):
-    return lambda net: [change(part) for part in net.modules() if isinstance(part, kind)]
-
-
-def _see_one_more(part: Attention) -> None:
-    plain = part.attend
-    part.attend = lambda q, k, v, mask, *rest: plain(
-        q, k, v, type(mask)(allow=torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(1)[None, None]), *rest
-    )
-
-
-def _same(arch) -> dict:
-    return {}
-
-
-# name: (changes of the architecture, change of the built net, kinds it applies to)
-MUTANTS = {
-    "eps ten times larger": (lambda a: {"eps": a.eps * 10}, None, KINDS),
-    "another gelu": (lambda a: {"act": {"gelu": "gelu_tanh", "gelu_tanh": "gelu", "silu": "gelu"}[a.act]}, None, KINDS),
-    "rotary base": (lambda a: {"theta": a.theta * 1.001}, None, ("llama", "llama_wide", "mistral", "qwen2")),
-    "window one wider": (lambda a: {"windows": tuple(w and w + 1 for w in a.windows)}, None, ("mistral", "qwen2_window")),
-    "window one narrower": (lambda a: {"windows": tuple(w and w - 1 for w in a.windows)}, None, ("mistral", "qwen2_window")),
-    "window in the first layer too": (lambda a: {"windows": (24,) * a.layers}, None, ("qwen2_window",)),
-    "attention scale": (_same, _each(Attention, lambda m: setattr(m, "scale", 0.36)), KINDS),
-    "norm place": (_same, lambda net: [_swap(block) for block in net.blocks], KINDS),
-    "no final norm": (_same, lambda net: setattr(net, "norm", nn.Identity()), [k for k in KINDS if k != "bert"]),
-    "no embedding norm": (_same, lambda net: setattr(net.embed, "norm", nn.Identity()), ("bert",)),
-    "positions one late": (_same, _late, ("gpt2", "bert")),
-    "not causal": (_same, lambda net: setattr(net, "causal", False), [k for k in KINDS if k != "bert"]),
-    "sees one token ahead": (_same, _each(Attention, _see_one_more), ("llama", "qwen2", "gpt2")),
-    "segments forgotten": (_same, lambda net: setattr(net.embed, "types", None), ("bert",)),
-    "keys and values swapped between groups": (_same, _each(Attention, lambda m: m.v.weight.data.copy_(m.v.weight.flip(0))), KINDS),
-    "head without its transform": (_same, lambda net: setattr(net.heads["lm"], "transform", nn.Identity()), ("bert",)),
-    "head tied": (_same, lambda net: setattr(net.heads["lm"].out, "weight", net.embed.token.weight), ("llama", "mistral", "qwen2")),
-}
-
-
-@pytest.mark.parametrize(("mutant", "kind"), [(m, k) for m, (_, _, where) in MUTANTS.items() for k in where])
+@pytest.mark.parametrize(("mutant", "kind"), SWEEP)
 @torch.no_grad()
 def test_the_parity_test_catches(mutant, kind):
-    change, alter, _ = MUTANTS[mutant]
+    change, alter, _ = EVERY[mutant]
     model = reference(kind)
     net = ours(kind, model, **change(ours(kind, model).config))
     if alter is not None:

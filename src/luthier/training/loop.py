@@ -14,7 +14,7 @@ from torch import Tensor
 
 from luthier.config import RunFailed
 from luthier.core.transformer import Net
-from luthier.training import checkpoint, optimizer, random
+from luthier.training import checkpoint, lanes, optimizer, random
 from luthier.training import log as logs
 from luthier.training.precision import LossScale, lowered, settle
 from luthier.training.schedule import factor
@@ -221,15 +221,20 @@ def accumulate(
         counts.update(batch.counts())
     values: dict[str, Tensor] = {}
     device = next(net.parameters()).device
+    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]  # `lowered` puts casts in their places
+
+    def loss_of(batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
+        parts = _parts(net, objective, batch, counts)
+        return _trainable(sum(parts.values()), scale), parts  # type: ignore[arg-type]
+
     with lowered(net, precision):
         for batch in micro:
-            parts = _parts(net, objective, batch.to(device), counts)
-            _backward(sum(parts.values()), scale)  # type: ignore[arg-type]
-            for name, value in parts.items():
-                values[name] = values.get(name, 0) + value.detach()
+            for parts in lanes.backward(loss_of, batch.to(device), net, trained):
+                for name, value in parts.items():
+                    values[name] = values.get(name, 0) + value.detach()
     penalty = attached.penalty()
     if penalty is not None:
-        _backward(penalty, scale)
+        _trainable(penalty, scale).backward()
         values["penalty"] = penalty.detach()
     return {name: float(value) for name, value in values.items()}
 
@@ -241,7 +246,7 @@ def _parts(net: Net, objective: "Objective", batch: "Batch", counts: Counter[str
     return {name: term.sum * (term.weight / max(1, counts[name])) for name, term in terms.items()}
 
 
-def _backward(loss: Tensor, scale: float) -> None:
+def _trainable(loss: Tensor, scale: float) -> Tensor:
     if not loss.requires_grad:
         raise ValueError("the loss does not depend on anything that trains; choose roles or heads that the objective reaches")
-    (loss * scale if scale != 1 else loss).backward()
+    return loss * scale if scale != 1 else loss
