@@ -1,6 +1,7 @@
 """Show what a model is made of: parts by role, parameters, memory."""
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -9,11 +10,18 @@ import typer
 def inspect(
     source: Annotated[str, typer.Argument(help="a folder, .gguf, pkg://..., hub://..., a run, or a preset (luthier list models)")],
     as_json: Annotated[bool, typer.Option("--json", help="everything, for programs")] = False,
+    svg: Annotated[Path | None, typer.Option(help="also draw it into this file", show_default=False)] = None,
 ) -> None:
     """Show the anatomy of a model: its parts by role with shapes and counts, and the memory it takes. No weights are read."""
     from luthier.sources.describe import describe
 
+    if svg is not None and svg.suffix != ".svg":
+        raise ValueError(f"--svg {svg}: the drawing is an SVG file; name it {svg.with_suffix('.svg')}")
     found = describe(source)
+    if svg is not None:
+        from luthier.drawing import draw
+
+        svg.write_text(draw(found), encoding="utf-8")
     typer.echo(json.dumps(found, ensure_ascii=False, indent=1) if as_json else "\n".join(lines(found)))
 
 

@@ -13,6 +13,7 @@ from luthier.sources._meta import on_meta
 from luthier.sources.open import open_checkpoint
 from luthier.sources.run_folder import resolve
 
+ORDERS = {"PreNorm": "pre-norm", "PostNorm": "post-norm"}
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 
@@ -74,7 +75,12 @@ def describe_stack(body: Anatomy, name: str) -> dict[str, Any]:
         count = sum(value.numel() for value in values.values())
         roles[role] = {"shape": list(sites[0].weight.shape), "bias": sites[0].bias is not None, "parameters": count}
     blocks = body.stacks[name].blocks
-    return {"blocks": len(blocks), "roles": roles, "parameters": sum(parameter.numel() for parameter in blocks.parameters())}
+    return {
+        "blocks": len(blocks),
+        "order": ORDERS.get(type(blocks[0]).__name__, "blocks of their own order"),
+        "roles": roles,
+        "parameters": sum(parameter.numel() for parameter in blocks.parameters()),
+    }
 
 
 def around(body: Anatomy, net: Transformer) -> dict[str, Any]:
