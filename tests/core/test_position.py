@@ -4,6 +4,9 @@ import math
 
 import pytest
 import torch
+from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb as neox_rotary
+from transformers.models.gptj.modeling_gptj import apply_rotary_pos_emb as gptj_rotary
+from transformers.models.gptj.modeling_gptj import create_sinusoidal_positions
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
 from transformers.models.t5.modeling_t5 import T5Attention
@@ -14,10 +17,30 @@ from luthier.core.position import RelativeBias, Rotary, relative_bucket, rotate,
 def test_rotation_is_transformers_rotation_and_turns_back():
     x = torch.randn(2, 3, 11, 8, dtype=torch.float64, requires_grad=True)
     positions = torch.arange(11).expand(2, 11) + torch.tensor([[0], [5]])
-    cos, sin = Rotary(8, 500.0)(positions, torch.float64)
+    rotation = Rotary(8, 500.0)(positions, torch.float64)
+    cos, sin, _ = rotation
     want, _ = apply_rotary_pos_emb(x, x, torch.cat([cos, cos], -1), torch.cat([sin, sin], -1))
-    torch.testing.assert_close(rotate(x, (cos, sin)), want, rtol=1e-12, atol=1e-12)
-    assert torch.autograd.gradcheck(lambda x: rotate(x, (cos, sin)), x)
+    torch.testing.assert_close(rotate(x, rotation), want, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda x: rotate(x, rotation), x)
+
+
+@pytest.mark.parametrize("turned", [8, 4])
+def test_interleaved_and_partial_rotation_is_gptjs(turned):
+    x = torch.randn(2, 3, 11, 8, dtype=torch.float64, requires_grad=True)
+    positions = torch.arange(11).expand(2, 11) + torch.tensor([[0], [5]])
+    rotation = Rotary(8, turned=turned, interleaved=True)(positions, torch.float64)
+    sin, cos = create_sinusoidal_positions(20, turned)[positions].double().chunk(2, -1)
+    head = gptj_rotary(x[..., :turned].transpose(1, 2), sin, cos).transpose(1, 2)
+    torch.testing.assert_close(rotate(x, rotation), torch.cat([head, x[..., turned:]], -1), rtol=1e-6, atol=1e-6)
+    assert torch.autograd.gradcheck(lambda x: rotate(x, rotation), x)
+
+
+def test_partial_rotation_is_gpt_neoxs():
+    x = torch.randn(2, 3, 11, 8, dtype=torch.float64)
+    rotation = Rotary(8, 500.0, turned=4)(torch.arange(11)[None], torch.float64)
+    cos, sin, _ = rotation
+    want, _ = neox_rotary(x, x, torch.cat([cos, cos], -1), torch.cat([sin, sin], -1))
+    torch.testing.assert_close(rotate(x, rotation), want, rtol=1e-12, atol=1e-12)
 
 
 def test_rotated_scores_depend_on_distance_alone():

@@ -57,7 +57,7 @@ class Decoder:
         net = self.net
         place = cache.begin(self.rows, 1).to(ids_B.device)
         x_BD = net.embed(ids_B[:, None], place, None)[:, 0]
-        cos, sin = net.rotary(place, x_BD.dtype)  # type: ignore[misc]
+        cos, sin, _ = net.rotary(place, x_BD.dtype)  # type: ignore[misc]
         cos_B1K, sin_B1K = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
         seen = None if cache.keys is None else cache.keys[:, None, None]
         for i, layer in enumerate(self.layers):
@@ -103,7 +103,9 @@ class Decoder:
 
 def decodable(net: Net) -> bool:
     """Whether Decoder knows every part of this net, as it stands now (adapters and hooks included)."""
-    if type(net) is not Transformer or not net.causal or net.rotary is None or net.relative is not None or "lm" not in net.heads:
+    if type(net) is not Transformer or not net.causal or net.relative is not None or "lm" not in net.heads:
+        return False
+    if net.rotary is None or not net.rotary.plain:
         return False
     if net.training or any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
         return False

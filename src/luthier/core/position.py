@@ -1,32 +1,46 @@
 """Where a token stands: rotary, learned, sinusoid and relative positions.
 
-B batch, T query length, S key length, D width, H heads, K head width
+B batch, T query length, S key length, D width, H heads, K head width, R turned dimensions of a head
 """
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-Rotation = tuple[Tensor, Tensor]  # cos and sin, each (B or 1, T, K/2)
+
+class Rotation(NamedTuple):
+    """cos and sin, each (B or 1, T, R/2), of the R <= K dimensions of a head that turn; interleaved: pairs (2i, 2i + 1), not (i, i + R/2)."""
+
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool = False
 
 
 class Rotary(nn.Module):
-    """Rotate the pairs (i, i + K/2) of each head by position * theta^(-2i/K). Su et al. 2021, arXiv:2104.09864, eq. 34.
+    """Rotate the pairs of each head by position * theta^(-2i/R). Su et al. 2021, arXiv:2104.09864, eq. 34.
 
-    Angles are float32 whatever the model's dtype, as every published model was trained.
+    turned: R, how many of a head's first dimensions turn (GPT-NeoX, GLM: a share of them); 0: all. interleaved: neighbours are pairs, as
+    in the paper, GPT-J and ChatGLM2; otherwise the two halves are. Angles are float32 whatever the model's dtype, as every published
+    model was trained.
     """
 
-    def __init__(self, head_width: int, theta: float = 10_000.0):
+    def __init__(self, head_width: int, theta: float = 10_000.0, *, turned: int = 0, interleaved: bool = False):
         super().__init__()
         self.head_width, self.theta = head_width, theta
+        self.turned, self.interleaved = turned or head_width, interleaved
+
+    @property
+    def plain(self) -> bool:
+        """Whether whole heads turn, by halves."""
+        return self.turned == self.head_width and not self.interleaved
 
     def forward(self, position_BT: Tensor, dtype: torch.dtype) -> Rotation:
-        exponent_K2 = torch.arange(0, self.head_width, 2, device=position_BT.device, dtype=torch.int64).float() / self.head_width
-        rate_K2 = 1.0 / (self.theta**exponent_K2)
-        angle = position_BT.float()[..., None] * rate_K2
-        return angle.cos().to(dtype), angle.sin().to(dtype)
+        exponent_R2 = torch.arange(0, self.turned, 2, device=position_BT.device, dtype=torch.int64).float() / self.turned
+        rate_R2 = 1.0 / (self.theta**exponent_R2)
+        angle = position_BT.float()[..., None] * rate_R2
+        return Rotation(angle.cos().to(dtype), angle.sin().to(dtype), self.interleaved)
 
 
 def rotate(x_BHTK: Tensor, rotation: Rotation) -> Tensor:
@@ -38,24 +52,34 @@ class _Rotate(torch.autograd.Function):
     """A rotation's gradient is the rotation back: nothing of x is kept."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor):  # type: ignore[override]
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool):  # type: ignore[override]
         ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin)
+        ctx.interleaved = interleaved
+        return _turn(x, cos, sin, interleaved)
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         cos, sin = ctx.saved_tensors
-        return _turn(grad, cos, -sin), None, None
+        return _turn(grad, cos, -sin, ctx.interleaved), None, None, None
 
 
-def _turn(x_BHTK: Tensor, cos_BTK: Tensor, sin_BTK: Tensor) -> Tensor:
-    cos, sin = cos_BTK[:, None], sin_BTK[:, None]
-    a, b = x_BHTK.chunk(2, -1)
+def _turn(x_BHTK: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, interleaved: bool) -> Tensor:
+    cos, sin = cos_BTR[:, None], sin_BTR[:, None]
     turned = torch.empty(x_BHTK.shape, dtype=x_BHTK.dtype, device=x_BHTK.device)
-    left, right = turned.chunk(2, -1)
+    width = 2 * cos.shape[-1]
+    if width < x_BHTK.shape[-1]:
+        turned[..., width:] = x_BHTK[..., width:]
+    (a, b), (left, right) = _pairs(x_BHTK, width, interleaved), _pairs(turned, width, interleaved)
     torch.mul(a, cos, out=left).addcmul_(b, sin, value=-1)
     torch.mul(b, cos, out=right).addcmul_(a, sin)
     return turned
+
+
+def _pairs(x: Tensor, width: int, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """The first and the second of each pair among the first `width` dimensions; two views (..., width/2)."""
+    if interleaved:
+        return x[..., 0:width:2], x[..., 1:width:2]
+    return x[..., : width // 2], x[..., width // 2 : width]
 
 
 def sinusoids(positions: int, width: int, layout: Literal["interleaved", "halves", "tensor2tensor"] = "interleaved") -> Tensor:
