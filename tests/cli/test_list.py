@@ -32,7 +32,8 @@ def test_json_names_every_plug_in_with_title_paper_and_file(shelf: str):
 
 def test_json_has_the_presets_of_a_model_and_what_it_was_verified_against():
     row = next(row for row in json.loads(listed("models", "--json")) if row["name"] == "llama")
-    assert row["presets"]["smollm2-135m"]["width"] == 576
+    small = row["presets"]["smollm2-135m"]
+    assert (small["layers"], small["width"], small["heads"], small["vocab"], small["parameters"]) == (30, 576, 9, 49_152, 134_515_008)
     assert "transformers" in row["verified"]
     assert {"name": "layers", "type": "int", "doc": "", "default": 32} in row["fields"]
 

@@ -39,8 +39,18 @@ def row(shelf: str, found: Description) -> dict[str, Any]:
         {"name": f.name, "type": f.type, "doc": f.doc} | ({"required": True} if f.required else {"default": f.default})
         for f in found.fields
     ]
+    if shelf == "models":
+        constants["presets"] = presets(found)
     about = {"shelf": shelf, "name": found.name, "title": found.title, "paper": found.paper, "file": str(found.file)}
     return about | constants | {"fields": fields}
+
+
+def presets(found: Description) -> dict[str, dict[str, Any]]:
+    """Each published size of a model: all its settings, and its parameters (null for a plug-in of the user's own)."""
+    from luthier.models._counts import kept
+
+    usual, counts = {f.name: f.default for f in found.fields}, kept()
+    return {name: {**usual, **changes, "parameters": counts.get(name)} for name, changes in found.constants.get("presets", {}).items()}
 
 
 def print_shelves(found: list[tuple[str, Description]]) -> None:
@@ -53,8 +63,10 @@ def print_fields(found: Description) -> None:
     typer.echo(f"{found.title}\n{found.paper}\n{found.file}\n")
     rows = [(f.name, f.type, "required" if f.required else str(f.default), f.doc) for f in found.fields]
     print_table(found.name, ("setting", "type", "default", "what"), rows)
-    for preset, values in found.constants.get("presets", {}).items():
-        typer.echo(f"preset {preset}: {', '.join(f'{key} {value}' for key, value in values.items()) or 'the defaults'}")
+    sizes = ("layers", "width", "heads", "vocab", "parameters")
+    rows = [(name, *(str(values.get(size, "")) for size in sizes)) for name, values in presets(found).items()]
+    if rows:
+        print_table("presets", ("preset", *sizes), rows)
 
 
 def print_table(title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
