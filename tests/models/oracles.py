@@ -36,7 +36,7 @@ def reference(kind: str, heads: Any = None, **changes: Any) -> nn.Module:
     """Their model with random weights that reach every parameter, in the default dtype, in eval mode."""
     _, config, cls = KINDS[kind]
     config = type(config)(**(config.to_dict() | changes))
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = "sdpa" if (heads or cls)._supports_sdpa else "eager"
     model = (heads or cls)(config)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():

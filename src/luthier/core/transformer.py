@@ -125,7 +125,7 @@ class Transformer(Net):
         relative: nn.Module | None = None,
         pooler: Pooler | None = None,
         order: tuple[int, ...] | None = None,
-        label_bias: bool = True,
+        label_bias: bool | tuple[str, ...] = True,
         label_dropout: float = 0.0,
         init_std: float = 0.02,
     ):
@@ -206,7 +206,8 @@ class Transformer(Net):
                 self.pooler = _fresh(Pooler(self.width), self.init_std).to(parameter.device, parameter.dtype)
             pooler = self.pooler
             assert isinstance(pooler, Pooler)
-        bias = self.label_bias or KINDS[kind] == "token"
+        biased = KINDS if self.label_bias is True else self.label_bias or ()
+        bias = kind in biased or KINDS[kind] == "token"
         head = LabelHead(self.width, labels, bias, pooler, self.label_dropout)
         _fresh(head.out, self.init_std)
         self.heads[kind] = head.to(parameter.device, parameter.dtype).train(self.training)

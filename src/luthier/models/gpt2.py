@@ -13,6 +13,7 @@ from luthier.core.heads import LanguageHead
 from luthier.core.names import Name, linear
 from luthier.core.transformer import Embedding, Transformer, initialise
 from luthier.models._config import STORED, Reader, check_heads
+from luthier.models._conv1d import TOPS, conv1d_blocks, head_names
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,15 @@ class GPT2:
         if self.tied:
             out.weight = embed.token.weight
         net = Transformer(
-            self, embed, blocks, norm(), LanguageHead(out), causal=True, width=self.width, label_bias=False, label_dropout=self.dropout
+            self,
+            embed,
+            blocks,
+            norm(),
+            LanguageHead(out),
+            causal=True,
+            width=self.width,
+            label_bias=("choose",),
+            label_dropout=self.dropout,
         )
         return initialise(net, residual_std=0.02 / (2 * self.layers) ** 0.5)
 
@@ -108,21 +117,10 @@ class GPT2:
         table |= linear("norm", "transformer.ln_f", True)
         if "lm" in heads and not self.tied:
             table["heads.lm.out.weight"] = Name("lm_head.weight")
-        for i in range(self.layers):
-            ours, theirs = f"blocks.{i}.", f"transformer.h.{i}."
-            for j, role in enumerate("qkv"):  # one Conv1D holds all three
-                table |= linear(f"{ours}attn.{role}", f"{theirs}attn.c_attn", True, True, (j * self.width, (j + 1) * self.width))
-            for role, path in {"attn.o": "attn.c_proj", "ffn.up": "mlp.c_fc", "ffn.down": "mlp.c_proj"}.items():
-                table |= linear(ours + role, theirs + path, True, True)
-            for role, path in {"attn_norm": "ln_1", "ffn_norm": "ln_2"}.items():
-                table |= linear(ours + role, theirs + path, True)
-        labels = {"classify": "score", "regress": "score", "tag": "classifier", "spans": "qa_outputs", "choose": "score"}
-        for kind in heads.keys() & labels.keys():
-            table |= linear(f"heads.{kind}.out", labels[kind], kind in ("tag", "spans"))
-        return table
+        return table | conv1d_blocks(self.layers, self.width) | head_names(heads)
 
     def aliases(self, name: str) -> str | None:
         """The name under which we know a stored tensor; None for the causal-mask buffers that old files hold."""
         if name.endswith((".attn.bias", ".attn.masked_bias")):
             return None
-        return name if name.startswith(("transformer.", "lm_head.", "score.", "classifier.", "qa_outputs.")) else f"transformer.{name}"
+        return name if name.startswith(TOPS) else f"transformer.{name}"

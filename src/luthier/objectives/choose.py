@@ -10,15 +10,18 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from luthier.data.stream import Sample
+from luthier.objectives._auxiliary import auxiliary, check_auxiliary, with_next_tokens
 from luthier.objectives._batch import Batch, Example, Reading, Term, quoted, wide
 from luthier.objectives._objective import Objective
-from luthier.objectives._sentence import sentence
+from luthier.objectives._sentence import sentence, together
 from luthier.sources.model import Model
 
 
 @dataclass(frozen=True)
 class Choose(Objective):
     """The choices of a question stay together in one batch; predictions are places in the list of choices, counted from 0."""
+
+    lm_weight: float = 0.0  # of the auxiliary language-model loss, decoders only; GPT-1: 0.5
 
     needs: ClassVar[tuple[str, ...]] = ("question", "choices", "answer")
     encodings: ClassVar[bool] = True
@@ -27,6 +30,10 @@ class Choose(Objective):
 
     def heads(self) -> dict[str, int]:
         return {"choose": 1}
+
+    def check(self, model: Model) -> None:
+        super().check(model)
+        check_auxiliary(self.lm_weight, model, self.kind)
 
     def read(self, sample: Sample, model: Model) -> Reading:
         question, choices, _ = self.fields(sample)
@@ -37,22 +44,14 @@ class Choose(Objective):
         documents = [sentence("choose", 0, codes[i : i + 2], model, length) for i in range(0, len(codes), 2)]
         if not 0 <= answer < len(documents):
             raise ValueError(f"the answer is number {answer}, from 0, of {len(documents)} choices: {quoted(reading.sample)}")
-        lengths = tuple(len(document.ids) for document in documents)
-        starts = [sum(lengths[:i]) for i in range(len(lengths))]
-        return [
-            Example(
-                ids=list(chain.from_iterable(document.ids for document in documents)),
-                at={"choose": [start + document.at["choose"][0] for start, document in zip(starts, documents, strict=True)]},
-                labels={"choose": [answer]},
-                types=list(chain.from_iterable(document.types or [0] * len(document.ids) for document in documents)),
-                lengths=lengths,
-                reference=answer,
-            )
-        ]
+        example = together("choose", answer, documents)
+        example.labels, example.reference = {"choose": [answer]}, answer  # of one choice alone, too
+        return [with_next_tokens(example) if self.lm_weight else example]
 
     def loss(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> dict[str, Term]:
         label = batch.labels["choose"]
-        return {"choose": Term(F.cross_entropy(_scores(hidden, heads, batch), label, reduction="sum"), len(label))}
+        terms = {"choose": Term(F.cross_entropy(_scores(hidden, heads, batch), label, reduction="sum"), len(label))}
+        return terms | auxiliary(hidden, heads, batch, self.lm_weight)
 
     def predict(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> list[int]:
         return _scores(hidden, heads, batch).argmax(-1).tolist()

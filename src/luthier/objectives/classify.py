@@ -9,10 +9,11 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from luthier.data.stream import Sample, Stream
+from luthier.objectives._auxiliary import auxiliary, check_auxiliary, with_next_tokens
 from luthier.objectives._batch import Batch, Example, Reading, Term
 from luthier.objectives._labels import class_loss, every_row, number_of, sorted_labels
 from luthier.objectives._objective import Objective
-from luthier.objectives._sentence import sentence
+from luthier.objectives._sentence import added, sentence, together
 from luthier.sources.model import Model
 
 
@@ -21,6 +22,8 @@ class Classify(Objective):
     """Pairs of more than data.length tokens are cut, the longer text first."""
 
     labels: tuple[str, ...] = ()  # names in the order of the head's rows; left out: those of the data, sorted
+    lm_weight: float = 0.0  # of the auxiliary language-model loss, decoders only; GPT-1: 0.5 (section 3.2, eq. 5)
+    both_orders: bool = False  # a pair is read in both orders and the two states are added (GPT-1, section 3.3, similarity)
 
     needs: ClassVar[tuple[str, ...]] = ("text", "label")
     encodings: ClassVar[bool] = True
@@ -33,18 +36,25 @@ class Classify(Objective):
     def heads(self) -> dict[str, int]:
         return {"classify": len(self.labels)}
 
+    def check(self, model: Model) -> None:
+        super().check(model)
+        check_auxiliary(self.lm_weight, model, self.kind)
+
     def read(self, sample: Sample, model: Model) -> Reading:
         text, _ = self.fields(sample)
-        return Reading(sample, [text, sample.row["pair"]] if "pair" in sample.row else [text])
+        texts = [text, sample.row["pair"]] if "pair" in sample.row else [text]
+        return Reading(sample, [*texts, *reversed(texts)] if self.both_orders and len(texts) == 2 else texts)
 
     def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:
-        label = number_of(reading.sample.row["label"], self.labels, reading.sample)
-        example = sentence("classify", label, reading.codes, model, length)
+        label, codes = number_of(reading.sample.row["label"], self.labels, reading.sample), reading.codes
+        orders = [codes[:2], codes[2:]] if len(codes) == 4 else [codes]
+        example = together("classify", label, [sentence("classify", label, order, model, length) for order in orders])
         example.reference = self.labels[label]
-        return [example]
+        return [with_next_tokens(example) if self.lm_weight else example]
 
     def loss(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> dict[str, Term]:
-        return {"classify": class_loss(heads["classify"], hidden[0, batch.at["classify"]], batch.labels["classify"])}
+        terms = {"classify": class_loss(heads["classify"], added(hidden, batch, "classify"), batch.labels["classify"])}
+        return terms | auxiliary(hidden, heads, batch, self.lm_weight)
 
     def predict(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> list[str]:
-        return [self.labels[i] for i in heads["classify"](hidden[0, batch.at["classify"]]).argmax(-1).tolist()]
+        return [self.labels[i] for i in heads["classify"](added(hidden, batch, "classify")).argmax(-1).tolist()]

@@ -17,6 +17,7 @@ HEADS = {
     "ForSequenceClassification": "classify",
     "ForTokenClassification": "tag",
     "ForQuestionAnswering": "spans",
+    "DoubleHeadsModel": "choose",  # GPT's, beside its language-model head
     "ForMultipleChoice": "choose",
 }
 
@@ -114,7 +115,11 @@ def drop_tied_copy(net: Transformer, table: dict[str, Name], checkpoint: Checkpo
     extra = "lm_head.weight"
     if extra not in stored or "lm" not in net.heads or extra in {name.path for name in table.values()}:
         return
-    inner, outer = stored[table["embed.token.weight"].path], stored[extra]
+    embed = table["embed.token.weight"].path
+    if embed not in stored:  # the one matrix, under the other name
+        stored[embed] = stored.pop(extra)
+        return
+    inner, outer = stored[embed], stored[extra]
     if checkpoint.tensors.specs[inner] != checkpoint.tensors.specs[outer] or not torch.equal(
         checkpoint.tensors[inner], checkpoint.tensors[outer]
     ):

@@ -69,6 +69,8 @@ def label_settings(config: Mapping[str, Any], heads: Mapping[str, int]) -> dict[
     if kind is None:
         return {}
     stem = config["architectures"][0]
+    if kind == "choose" and stem.endswith("LMHeadModel"):
+        suffixes[kind] = "DoubleHeadsModel"
     for end in ("ForCausalLM", "ForMaskedLM", "LMHeadModel", "Model"):
         stem = stem.removesuffix(end)
     names = {str(i): f"LABEL_{i}" for i in range(heads[kind])}
