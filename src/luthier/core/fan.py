@@ -52,7 +52,7 @@ def fuse(linears: Sequence[nn.Linear]) -> None:
 def fan(modules: tuple[nn.Module, ...], x: Tensor) -> tuple[Tensor, ...]:
     """[module(x) for module in modules], each (..., O_i): in one product where the bases are frozen and lie side by side."""
     sites = [_stated(module) for module in modules]
-    if any(site is None for site in sites):
+    if any(site is None for site in sites) or torch.compiler.is_compiling():
         return tuple(module(x) for module in modules)
     linears = [site[0] for site in sites if site is not None]
     weight_OI = _joined([linear.weight for linear in linears])

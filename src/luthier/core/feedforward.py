@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luthier.core.fan import fan
-from luthier.core.recall import remember
+from luthier.core.recall import by_hand, remember
 
 Act = Callable[[Tensor], Tensor]
 
@@ -64,7 +64,7 @@ class GatedFeedForward(nn.Module):
 
 def activate(act: Act, x: Tensor) -> Tensor:
     """act(x), which backward may make again from x."""
-    if not (torch.is_grad_enabled() and x.requires_grad):
+    if not by_hand(x):
         return act(x)
     source = x.detach()
     return remember(act(x), lambda: act(source))
@@ -72,8 +72,8 @@ def activate(act: Act, x: Tensor) -> Tensor:
 
 def gated(act: Act, gate: Tensor, up: Tensor) -> Tensor:
     """act(gate) * up, which backward may make again from the two."""
-    if not (torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad)):
-        return act(gate).mul_(up)
+    if not by_hand(gate, up):
+        return act(gate) * up if torch.is_grad_enabled() else act(gate).mul_(up)
     left, right = gate.detach(), up.detach()
     made = _SwiGLU.apply(gate, up) if act is F.silu else act(gate) * up
     return remember(made, lambda: act(left) * right)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from luthier.core.recall import remember
+from luthier.core.recall import by_hand, remember
 
 
 class RMSNorm(nn.Module):
@@ -15,7 +15,10 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (torch.is_grad_enabled() and x.requires_grad):
+        if torch.compiler.is_compiling():
+            wide = _widened(x)
+            return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * self.weight).to(x.dtype)
+        if not by_hand(x, self.weight):
             return _rms_norm(x, self.weight, self.eps)
         source, weight, eps = x.detach(), self.weight.detach(), self.eps
         return remember(_RMSNorm.apply(x, self.weight, eps), lambda: _rms_norm(source, weight, eps))

@@ -9,6 +9,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from luthier.core.scaling import Scaling
+
+from luthier.core.recall import by_hand
+
 
 class Rotation(NamedTuple):
     """cos and sin, each (B or 1, T, R/2), of the R <= K dimensions of a head that turn; interleaved: pairs (2i, 2i + 1), not (i, i + R/2)."""
@@ -23,12 +27,14 @@ class Rotary(nn.Module):
 
     turned: R, how many of a head's first dimensions turn (GPT-NeoX, GLM: a share of them); 0: all. interleaved: neighbours are pairs, as
     in the paper, GPT-J and ChatGLM2; otherwise the two halves are. Angles are float32 whatever the model's dtype, as every published
-    model was trained.
+    model was trained. scaling: other rates beyond the trained length.
     """
 
-    def __init__(self, head_width: int, theta: float = 10_000.0, *, turned: int = 0, interleaved: bool = False):
+    def __init__(
+        self, head_width: int, theta: float = 10_000.0, *, turned: int = 0, interleaved: bool = False, scaling: Scaling | None = None
+    ):
         super().__init__()
-        self.head_width, self.theta = head_width, theta
+        self.head_width, self.theta, self.scaling = head_width, theta, scaling
         self.turned, self.interleaved = turned or head_width, interleaved
 
     @property
@@ -38,14 +44,24 @@ class Rotary(nn.Module):
 
     def forward(self, position_BT: Tensor, dtype: torch.dtype) -> Rotation:
         exponent_R2 = torch.arange(0, self.turned, 2, device=position_BT.device, dtype=torch.int64).float() / self.turned
-        rate_R2 = 1.0 / (self.theta**exponent_R2)
-        angle = position_BT.float()[..., None] * rate_R2
-        return Rotation(angle.cos().to(dtype), angle.sin().to(dtype), self.interleaved)
+        if self.scaling is None:
+            angle = position_BT.float()[..., None] * (1.0 / (self.theta**exponent_R2))
+            return Rotation(angle.cos().to(dtype), angle.sin().to(dtype), self.interleaved)
+        angle = position_BT.float()[..., None] * self.scaling.rates(exponent_R2, self.theta, _lengths(position_BT))
+        cos, sin = angle.cos() * self.scaling.sharpness, angle.sin() * self.scaling.sharpness
+        return Rotation(cos.to(dtype), sin.to(dtype), self.interleaved)
+
+
+def _lengths(position_BT: Tensor) -> Tensor:
+    """How long each token's document is so far, (B, T): the next one begins where positions restart at 0."""
+    document_BT = (position_BT == 0).cumsum(1)
+    last = position_BT.new_zeros(len(position_BT), position_BT.shape[1] + 1).scatter_reduce(1, document_BT, position_BT, "amax")
+    return last.gather(1, document_BT) + 1
 
 
 def rotate(x_BHTK: Tensor, rotation: Rotation) -> Tensor:
     """Each head of x turned by its position's angles; (B, H, T, K)."""
-    return _Rotate.apply(x_BHTK, *rotation) if torch.is_grad_enabled() and x_BHTK.requires_grad else _turn(x_BHTK, *rotation)
+    return _Rotate.apply(x_BHTK, *rotation) if by_hand(x_BHTK) else _turn(x_BHTK, *rotation)
 
 
 class _Rotate(torch.autograd.Function):
@@ -65,6 +81,8 @@ class _Rotate(torch.autograd.Function):
 
 def _turn(x_BHTK: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, interleaved: bool) -> Tensor:
     cos, sin = cos_BTR[:, None], sin_BTR[:, None]
+    if torch.compiler.is_compiling():
+        return _turn_plainly(x_BHTK, cos, sin, interleaved)
     turned = torch.empty(x_BHTK.shape, dtype=x_BHTK.dtype, device=x_BHTK.device)
     width = 2 * cos.shape[-1]
     if width < x_BHTK.shape[-1]:
@@ -73,6 +91,14 @@ def _turn(x_BHTK: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, interleaved: bool) -
     torch.mul(a, cos, out=left).addcmul_(b, sin, value=-1)
     torch.mul(b, cos, out=right).addcmul_(a, sin)
     return turned
+
+
+def _turn_plainly(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """The same without outputs that are parts of a tensor, which no compiler takes."""
+    a, b = _pairs(x, 2 * cos.shape[-1], interleaved)
+    both = a * cos - b * sin, b * cos + a * sin
+    turned = torch.stack(both, -1).flatten(-2) if interleaved else torch.cat(both, -1)
+    return torch.cat([turned, x[..., 2 * cos.shape[-1] :]], -1)
 
 
 def _pairs(x: Tensor, width: int, interleaved: bool) -> tuple[Tensor, Tensor]:
@@ -136,8 +162,36 @@ class RelativeBias(nn.Module):
         self.bias = nn.Embedding(buckets, heads)
         self.bidirectional, self.reach = bidirectional, reach
 
-    def forward(self, queries: int, keys: int, device: torch.device) -> Tensor:
-        query = torch.arange(keys - queries, keys, device=device)[:, None]
-        distance = torch.arange(keys, device=device)[None] - query
-        bucket_TS = relative_bucket(distance, self.bidirectional, self.bias.num_embeddings, self.reach)
-        return self.bias(bucket_TS).permute(2, 0, 1)[None]
+    def forward(self, queries: int, keys: int, device: torch.device, real_BS: Tensor | None = None) -> Tensor:
+        distance_BTS = distances(queries, keys, device, real_BS)
+        bucket_BTS = relative_bucket(distance_BTS, self.bidirectional, self.bias.num_embeddings, self.reach)
+        return self.bias(bucket_BTS).permute(0, 3, 1, 2)
+
+
+def distances(queries: int, keys: int, device: torch.device, real_BS: Tensor | None = None) -> Tensor:
+    """Key position minus query position, (1 or B, T, S); queries are the last T keys, and keys that are padding do not count."""
+    place_BS = torch.arange(keys, device=device)[None] if real_BS is None else real_BS.cumsum(1)
+    return place_BS[:, None] - place_BS[:, keys - queries :, None]
+
+
+def slopes(heads: int) -> list[float]:
+    """2^(-8h/H) for head h = 1..H; where H is no power of two, those of the power below, then every other one of the power above.
+    Press et al. 2022, arXiv:2108.12409, section 3, and the paper's code.
+    """
+    power = 2 ** int(math.log2(heads))
+    return [2 ** (-8 * h / power) for h in range(1, power + 1)] + [2 ** (-4 * h / power) for h in range(1, 2 * (heads - power), 2)]
+
+
+class ALiBi(nn.Module):
+    """A score that falls linearly with distance, steeper in some heads: slope * (key position - query position), (1 or B, H, T, S).
+
+    Press et al. 2022, arXiv:2108.12409, eq. in section 3. In float32, whatever the model's dtype.
+    """
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.slopes = slopes(heads)
+
+    def forward(self, queries: int, keys: int, device: torch.device, real_BS: Tensor | None = None) -> Tensor:
+        slope_H = torch.tensor(self.slopes, device=device, dtype=torch.float32)
+        return slope_H[:, None, None] * distances(queries, keys, device, real_BS)[:, None]

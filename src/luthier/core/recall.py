@@ -5,9 +5,15 @@ A norm or an activation is cheap to run twice and its result is as large as a pr
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 Recipe = Callable[[], Tensor]
+
+
+def by_hand(*tensors: Tensor) -> bool:
+    """Whether backward comes for one of these and is ours to arrange: a compiler decides for itself what to keep, from plain operators."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors) and not torch.compiler.is_compiling()
 
 
 def remember(made: Tensor, recipe: Recipe) -> Tensor:
