@@ -23,7 +23,9 @@ class Mask:
     causal: no query sees a later key. window: nor one that is `window` or more before it.
     lengths: the one row (B == 1) holds documents of these lengths that do not see each other.
     prompts: with lengths and causal, the first n tokens of each document are seen by all of it (a bidirectional prompt).
-    keys: (B, S) bool, False for padding. allow: (B or 1, H or 1, T, S) bool, anything else.
+    keys: (B, S) bool, False for padding. allow: (B or 1, H or 1, T, S) bool, anything else; with several lengths, each document as a row,
+    (documents or 1, H or 1, longest, longest).
+    key_lengths: with lengths, those of the documents that the keys are of, where they are others (cross-attention).
     """
 
     causal: bool = False
@@ -32,6 +34,7 @@ class Mask:
     prompts: tuple[int, ...] | None = None
     keys: Tensor | None = None
     allow: Tensor | None = None
+    key_lengths: tuple[int, ...] | None = None
 
     @property
     def plain(self) -> bool:
@@ -93,14 +96,19 @@ def _padded(
 
 def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Mask, bias: Tensor | None, scale: float | None, dropout: float) -> Tensor:
     """On a CPU document by document; elsewhere each document becomes a row of a padded batch, and comes back."""
-    assert mask.lengths is not None and mask.allow is None and mask.keys is None and q.shape[0] == 1
-    if q.device.type == "cpu" and bias is None and dropout == 0.0 and mask.window is None and mask.prompts is None:
+    assert mask.lengths is not None and q.shape[0] == 1
+    described = mask.window is None and mask.prompts is None and mask.keys is None and mask.allow is None
+    alike = described and mask.key_lengths in (None, mask.lengths)
+    if q.device.type == "cpu" and bias is None and dropout == 0.0 and alike:
         return packed_attention(q[0], k[0], v[0], mask.lengths, mask.causal, scale or q.shape[-1] ** -0.5)[None]
     place = unpack_index(mask.lengths, q.device)
+    key_place = place if mask.key_lengths is None else unpack_index(mask.key_lengths, q.device)
     real_BT = place >= 0
-    q, k, v = (x[0].transpose(0, 1)[place.clamp(min=0)].transpose(1, 2) for x in (q, k, v))
+    q, k, v = (x[0].transpose(0, 1)[at.clamp(min=0)].transpose(1, 2) for x, at in ((q, place), (k, key_place), (v, key_place)))
     prompt = torch.tensor(mask.prompts, device=q.device) if mask.prompts is not None else None
-    inner = replace(mask, lengths=None, prompts=None, keys=real_BT)
+    keys = key_place >= 0
+    keys = keys if mask.keys is None else keys & mask.keys[0][key_place.clamp(min=0)]
+    inner = replace(mask, lengths=None, key_lengths=None, prompts=None, keys=keys)
     out = _padded(q, k, v, inner, prompt, bias, scale, dropout)
     return out.transpose(1, 2)[real_BT].transpose(0, 1)[None]
 
@@ -157,17 +165,26 @@ class Attention(nn.Module):
         if memory_BSD is None:
             q, k, v = (self._heads(y) for y in fan((self.q, self.k, self.v), x_BTD))
         else:
-            (q,), (k, v) = fan((self.q,), x_BTD), fan((self.k, self.v), memory_BSD)
-            q, k, v = self._heads(q), self._heads(k), self._heads(v)
+            q = self._heads(fan((self.q,), x_BTD)[0])
+            k, v = self._remembered(memory_BSD, cache, layer)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        if cache is not None:
+        if cache is not None and memory_BSD is None:
             k, v = cache.update(layer, k, v)
         if self.window is not None:
             mask = replace(mask, window=self.window)
         y_BHTK = self.attend(q, k, v, mask, bias, self.scale, self.dropout if self.training else 0.0)
         (out,) = fan((self.o,), y_BHTK.transpose(1, 2).flatten(2))
         return out
+
+    def _remembered(self, memory_BSD: Tensor, cache: Cache | None, layer: int) -> tuple[Tensor, Tensor]:
+        """The memory's keys and values: the same at every step, so a cache keeps them."""
+        if cache is not None and layer in cache.crossed:
+            return cache.crossed[layer]
+        k, v = (self._heads(y) for y in fan((self.k, self.v), memory_BSD))
+        if cache is not None:
+            cache.crossed[layer] = k, v
+        return k, v
 
     def _heads(self, y: Tensor) -> Tensor:
         return y.unflatten(-1, (-1, self.head_width)).transpose(1, 2)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from luthier.core.reader import Reader, Sampling, Stop, adjusted, check, left_padded, widened
+from luthier.core.reader import Reader, Sampling, Stop, adjusted, check, continued, left_padded, widened
 from luthier.core.transformer import Net
 
 
@@ -41,7 +41,7 @@ def search(
     """The `samples` best new token lists of each prompt in turn. No chance is in it: temperature, top_k, top_p, generator are not used."""
     check(net, prompts, None)
     width, device = sampling.beams, next(net.parameters()).device
-    rows = [list(prompt) for prompt in prompts for _ in range(width)]
+    rows = continued(net, prompts, width)
     reader = Reader(net, len(rows), sampling, int8, None, fast)
     scores_BV = reader(*left_padded(prompts, device)).repeat_interleave(width, 0)
     reader.select(torch.arange(len(prompts), device=device).repeat_interleave(width))

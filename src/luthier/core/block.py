@@ -3,8 +3,8 @@
 B batch, T length, S memory length, D width
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -22,8 +22,9 @@ class Context:
     rotation: Rotation | None = None
     bias: Tensor | None = None
     memory_BSD: Tensor | None = None  # an encoder's output, for cross-attention
-    memory_mask: Mask = Mask()
+    memory_mask: Mask | None = None  # who sees what of it
     cache: Cache | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)  # inputs of one architecture alone
 
 
 class Block(nn.Module):
@@ -41,9 +42,9 @@ class Block(nn.Module):
     def attention(self, x: Tensor, context: Context, layer: int) -> Tensor:
         return self.dropout(self.attn(x, context.mask, context.rotation, context.bias, cache=context.cache, layer=layer))
 
-    def crossing(self, x: Tensor, context: Context) -> Tensor:
-        assert self.cross is not None and context.memory_BSD is not None
-        return self.dropout(self.cross(x, context.memory_mask, memory_BSD=context.memory_BSD))
+    def crossing(self, x: Tensor, context: Context, layer: int) -> Tensor:
+        assert self.cross is not None and context.memory_BSD is not None and context.memory_mask is not None
+        return self.dropout(self.cross(x, context.memory_mask, memory_BSD=context.memory_BSD, cache=context.cache, layer=layer))
 
 
 class PreNorm(Block):
@@ -52,7 +53,7 @@ class PreNorm(Block):
     def forward(self, x: Tensor, context: Context, layer: int) -> Tensor:
         x = x + self.attention(self.attn_norm(x), context, layer)
         if self.cross_norm is not None:
-            x = x + self.crossing(self.cross_norm(x), context)
+            x = x + self.crossing(self.cross_norm(x), context, layer)
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
 
@@ -62,5 +63,5 @@ class PostNorm(Block):
     def forward(self, x: Tensor, context: Context, layer: int) -> Tensor:
         x = self.attn_norm(x + self.attention(x, context, layer))
         if self.cross_norm is not None:
-            x = self.cross_norm(x + self.crossing(x, context))
+            x = self.cross_norm(x + self.crossing(x, context, layer))
         return self.ffn_norm(x + self.dropout(self.ffn(x)))

@@ -17,6 +17,9 @@ class Cache:
         self.capacity = capacity
         self.stored: list[Tensor | None] = [None] * layers  # per layer (2, B, G, capacity, K): keys, then values
         self._real_BS: Tensor | None = None  # (B, length); None while every stored position is real
+        # Of an encoder's text, for decoders that look at one: its last states and which are real, and each layer's keys and values of it.
+        self.memory: tuple[Tensor, Tensor | None] | None = None
+        self.crossed: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
     def keys(self) -> Tensor | None:
@@ -70,6 +73,10 @@ class Cache:
                 self.stored[layer] = grown
         if self._real_BS is not None:
             self._real_BS = self._real_BS.index_select(0, index_B)
+        if self.memory is not None:
+            states, real = self.memory
+            self.memory = states.index_select(0, index_B), None if real is None else real.index_select(0, index_B)
+            self.crossed = {layer: (k.index_select(0, index_B), v.index_select(0, index_B)) for layer, (k, v) in self.crossed.items()}
 
     def cut(self, length: int) -> None:
         """Forget everything after the first `length` tokens: the next prompt shares only so much with the last one."""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from luthier.core import scores as change
 from luthier.core.beam import search
-from luthier.core.reader import Memory, Reader, Sampling, Stop, adjusted, check, left_padded, widened
+from luthier.core.encoder_decoder import EncoderDecoder
+from luthier.core.reader import Memory, Reader, Sampling, Stop, adjusted, check, continued, left_padded, widened
 from luthier.core.transformer import Net
 
 
@@ -43,7 +44,8 @@ def stream_ids(
     check(net, prompts, memory)
     device = next(net.parameters()).device
     repeats = sampling.samples
-    rows = [list(prompt) for prompt in prompts for _ in range(repeats)]
+    rows = continued(net, prompts, repeats)
+    memory = None if isinstance(net, EncoderDecoder) else memory  # a source is read anew
     reader = Reader(net, len(rows), sampling, int8, memory, fast)
     known = memory.shared(rows[0]) if memory and reader.cached else 0
     ids_BT, mask_BT = left_padded([prompt[known:] for prompt in prompts], device)

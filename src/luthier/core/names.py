@@ -10,23 +10,39 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Name:
     """`path` of the stored tensor; `transposed` where it is stored (d_in, d_out) as GPT-2's Conv1D is; `rows` [start, stop) of the
-    output dimension where several of our tensors are stored as one."""
+    output dimension where several of our tensors are stored as one, `every` so many rows where they alternate (BLOOM: head by head); `shape` it is stored in, where that has more dimensions than ours: a
+    matrix with one of its sides split up, or a vector with a leading 1."""
 
     path: str
     transposed: bool = False
     rows: tuple[int, int] | None = None
+    shape: tuple[int, ...] | None = None
+    every: int = 0
+
+    def index(self, count: int) -> Tensor | None:
+        """Which stored rows our `count` rows are; None for all of them."""
+        if self.rows is None:
+            return None
+        here = torch.arange(*self.rows)
+        return (torch.arange(count // len(here))[:, None] * self.every + here).flatten() if self.every else here
 
 
-def linear(ours: str, theirs: str, bias: bool, transposed: bool = False, rows: tuple[int, int] | None = None) -> dict[str, Name]:
+def linear(
+    ours: str, theirs: str, bias: bool, transposed: bool = False, rows: tuple[int, int] | None = None, every: int = 0
+) -> dict[str, Name]:
     """The rows of a table for one projection: its weight and, where it has one, its bias."""
-    entry = {f"{ours}.weight": Name(f"{theirs}.weight", transposed, rows)}
-    return entry | ({f"{ours}.bias": Name(f"{theirs}.bias", False, rows)} if bias else {})
+    entry = {f"{ours}.weight": Name(f"{theirs}.weight", transposed, rows, every=every)}
+    return entry | ({f"{ours}.bias": Name(f"{theirs}.bias", False, rows, every=every)} if bias else {})
 
 
 def import_tensor(name: Name, stored: Tensor) -> Tensor:
-    """Our tensor out of the stored one; a view, not a copy."""
+    """Our tensor out of the stored one; a view, not a copy, unless its rows lie apart."""
+    if name.shape is not None:
+        stored = stored.flatten(1) if name.transposed else stored.flatten()
     ours = stored.T if name.transposed else stored
-    return ours if name.rows is None else ours[name.rows[0] : name.rows[1]]
+    if name.rows is None:
+        return ours
+    return ours.unflatten(0, (-1, name.every))[:, slice(*name.rows)].flatten(0, 1) if name.every else ours[slice(*name.rows)]
 
 
 def import_state(names: Mapping[str, Name], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -38,10 +54,16 @@ def export_state(names: Mapping[str, Name], state: Mapping[str, Tensor]) -> dict
     """Our tensors under their names; parts of a fused tensor are joined in the order of their rows."""
     parts: dict[str, list[tuple[int, Tensor]]] = {}
     for ours, name in names.items():
-        parts.setdefault(name.path, []).append((name.rows[0] if name.rows else 0, state[ours]))
-    transposed = {name.path: name.transposed for name in names.values()}
+        start, stop = name.rows or (0, 0)
+        part = state[ours].unflatten(0, (-1, stop - start)) if name.every else state[ours]
+        parts.setdefault(name.path, []).append((start, part))
+    forms = {name.path: name for name in names.values()}
     out = {}
     for path, pieces in parts.items():
-        whole = torch.cat([tensor for _, tensor in sorted(pieces, key=lambda piece: piece[0])]) if len(pieces) > 1 else pieces[0][1]
-        out[path] = (whole.T if transposed[path] else whole).contiguous()
+        every = forms[path].every > 0
+        tensors = [tensor for _, tensor in sorted(pieces, key=lambda piece: piece[0])]
+        whole = torch.cat(tensors, int(every)) if len(tensors) > 1 else tensors[0]
+        whole = whole.flatten(0, 1) if every else whole
+        whole = (whole.T if forms[path].transposed else whole).contiguous()
+        out[path] = whole if forms[path].shape is None else whole.view(forms[path].shape)
     return out

@@ -5,6 +5,7 @@ Prompts are padded on the left, so that every row's newest token stands in the l
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from luthier.core import scores as change
 from luthier.core.cache import Cache
 from luthier.core.decode import Decoder, decodable
+from luthier.core.encoder_decoder import EncoderDecoder
 from luthier.core.transformer import Net, Transformer
 
 Stop = Callable[[int, list[int]], bool]  # (row, its new tokens) -> whether it ends here
@@ -104,12 +106,19 @@ class Reader:
                 self.decoder = Decoder(self.net, len(ids_BT), self.int8, copies=self.sampling.max_tokens >= WORTH_COPIES)
             return self.decoder(ids_BT[:, 0], self.cache)
         if self.cached:
-            hidden = self.net.hidden(ids_BT, mask_BT, cache=self.cache)
+            hidden = self.net.hidden(ids_BT, mask_BT, cache=self.cache, **self._target(ids_BT))
             return self.net.logits(hidden[:, -1:])[:, 0]
         mask_BT = torch.ones_like(ids_BT, dtype=torch.bool) if mask_BT is None else mask_BT
         self.ids_BT, self.mask_BT = torch.cat([self.ids_BT.to(ids_BT), ids_BT], 1), torch.cat([self.mask_BT.to(mask_BT), mask_BT], 1)
         hidden = self.net.hidden(self.ids_BT, None if self.mask_BT.all() else self.mask_BT)
         return self.net.logits(hidden[:, -1:])[:, 0]
+
+    def _target(self, ids_BT: Tensor) -> dict[str, Any]:
+        """Of an encoder-decoder, what its decoder reads: the start token behind a source, then what it has written."""
+        if not isinstance(self.net, EncoderDecoder):
+            return {}
+        assert self.cache is not None
+        return {"decoder_ids": ids_BT if self.cache.length else torch.full_like(ids_BT[:, :1], self.net.start)}
 
     def select(self, index_B: Tensor) -> None:
         """Go on with these rows, in this order."""
@@ -127,6 +136,11 @@ def left_padded(prompts: Sequence[Sequence[int]], device: torch.device | str = "
         return ids_BT, None
     lengths_B = torch.tensor([len(prompt) for prompt in prompts], device=device)
     return ids_BT, torch.arange(longest, device=device)[None] >= longest - lengths_B[:, None]
+
+
+def continued(net: Net, prompts: Sequence[Sequence[int]], times: int) -> list[list[int]]:
+    """What stands before the new tokens of each row: the prompt; in an encoder-decoder, whose prompt is the source, the start token."""
+    return [[net.start] if isinstance(net, EncoderDecoder) else list(prompt) for prompt in prompts for _ in range(times)]
 
 
 def adjusted(

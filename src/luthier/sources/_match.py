@@ -158,7 +158,9 @@ def stored_shapes(net: Transformer, table: dict[str, Name]) -> dict[str, tuple[i
     rest: dict[str, tuple[tuple[int, ...], bool]] = {}
     for ours, name in table.items():
         shape = tuple(parameters[ours].shape)
-        rows[name.path] = max(rows.get(name.path, 0), name.rows[1] if name.rows else shape[0])
+        last = name.index(shape[0])
+        rows[name.path] = max(rows.get(name.path, 0), shape[0] if last is None else int(last[-1]) + 1)
         rest[name.path] = (shape[1:], name.transposed)
     shapes = {path: (rows[path], *others) for path, (others, _) in rest.items()}
-    return {path: shape[::-1] if rest[path][1] else shape for path, shape in shapes.items()}
+    split = {name.path: name.shape for name in table.values() if name.shape is not None}
+    return {path: split.get(path) or (shape[::-1] if rest[path][1] else shape) for path, shape in shapes.items()}

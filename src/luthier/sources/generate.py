@@ -104,6 +104,8 @@ class Asked:
             if self.tokenizer.adds_bos and self.tokenizer.bos is not None:
                 self.ids = [self.tokenizer.bos, *self.ids]
             self.before = self.ids
+            if model.encoder_decoder:
+                self.ids, self.before = [*self.ids, *([] if self.tokenizer.eos is None else [self.tokenizer.eos])], []
         else:
             if template is None:
                 name = model.source or "this model"
@@ -149,7 +151,10 @@ def _room(model: Model, asked: Sequence[Asked], sampling: Sampling) -> None:
     """Refuses before the first token what would not fit into the model's positions."""
     positions = getattr(model.net, "config", None) and getattr(model.net.config, "positions", None)  # foreign nets know their own limit
     for i, question in enumerate(asked):
-        if positions is not None and len(question.ids) + sampling.max_tokens > positions:
+        needed = len(question.ids) + sampling.max_tokens
+        if model.encoder_decoder:  # each stack has its own
+            needed = max(len(question.ids), sampling.max_tokens)
+        if positions is not None and needed > positions:
             raise ValueError(
                 f"prompt {i + 1} has {len(question.ids)} tokens and {sampling.max_tokens} more are asked for, but the model has "
                 f"{positions} positions; shorten the prompt or lower max_tokens"
