@@ -10,8 +10,9 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Name:
     """`path` of the stored tensor; `transposed` where it is stored (d_in, d_out) as GPT-2's Conv1D is; `rows` [start, stop) of the
-    output dimension where several of our tensors are stored as one, `every` so many rows where they alternate (BLOOM: head by head); `shape` it is stored in, where that has more dimensions than ours: a
-    matrix with one of its sides split up, or a vector with a leading 1."""
+    output dimension where several of our tensors are stored as one, and the same of `every` so many rows where these alternate (BLOOM's
+    heads); `shape` it is stored in, where that has more dimensions than ours: a matrix with one of its sides split up, or a vector with a
+    leading 1."""
 
     path: str
     transposed: bool = False

@@ -9,9 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from luthier.core.scaling import Scaling
-
 from luthier.core.recall import by_hand
+from luthier.core.scaling import Scaling
 
 
 class Rotation(NamedTuple):

@@ -113,7 +113,7 @@ class Names:
                 name = self.stored(site.path, "weight")
             except KeyError:  # a part that no file holds
                 continue
-            rows = site.rows if name.rows is None else torch.arange(*name.rows)
+            rows = site.rows if name.rows is None else name.index(len(site.weight))
             places.setdefault(name.path.removesuffix(".weight"), []).append(Place(site, rows))
         return places
 
