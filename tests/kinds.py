@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from luthier.core.encoder_decoder import EncoderDecoder
 from luthier.models.bert import BERT
 from luthier.models.gpt2 import GPT2
 from luthier.models.llama import Llama
+from luthier.models.t5 import T5
+from luthier.models.transformer import Vaswani
 
 SMALL = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -43,11 +46,13 @@ OURS = {
     "our llama": Llama(vocab=99, width=32, layers=2, heads=4, kv_heads=2, hidden=48),
     "our gpt2": GPT2(vocab=99, width=32, layers=2, heads=4, hidden=48),
     "our bert": BERT(vocab=99, width=32, layers=2, heads=4, hidden=48),
+    "our t5": T5(vocab=99, width=32, layers=2, heads=4, head_width=8, hidden=48),
+    "our transformer": Vaswani(vocab=99, width=32, layers=2, decoder_layers=2, heads=4, hidden=48, positions=64),
 }
 KINDS = [*THEIRS, *OURS]
 LESS = ("mistral", "qwen2", "qwen3", "glm4", "bloom", "opt", "roberta", "modernbert", "bart")  # what they add is in the long run
 kinds = pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow if kind in LESS else ()) for kind in KINDS])
-NO_BIAS = ("llama", "mistral", "qwen3", "gemma2", "phi3", "mixtral", "t5", "our llama")
+NO_BIAS = ("llama", "mistral", "qwen3", "gemma2", "phi3", "mixtral", "t5", "our llama", "our t5")
 
 
 @lru_cache
@@ -78,7 +83,7 @@ def logits(net: nn.Module) -> Tensor:
     """(2, 8, vocab)."""
     ids = tokens()
     if type(net).__module__.startswith("luthier"):
-        return net(ids)
+        return net(ids, decoder_ids=ids) if isinstance(net, EncoderDecoder) else net(ids)
     config = net.get_base_model().config if type(net).__module__.startswith("peft") else net.config  # type: ignore[operator, union-attr]
     pair = {"decoder_input_ids": ids} if config.is_encoder_decoder else {}  # type: ignore[union-attr]
     return net(input_ids=ids, **pair).logits

@@ -76,13 +76,13 @@ def never_used(kind: str, name: str) -> bool:
         "position",
         "types",
         "token_type",
-        "relative_attention_bias",
+        "relative",
     )
     key_bias = name.endswith(
         ("k.bias", "key.bias", "k_proj.bias", "c_attn.bias", "Wqkv.bias", "query_key_value.bias")
     )  # softmax is blind to it
     experts = "experts" in name or name.endswith("mlp.gate.weight")  # not every expert is asked
-    relu = kind in ("opt", "t5") and any(part in name for part in ("fc1", "fc2", "wi", "wo"))  # a unit may be off for all 16 tokens
+    relu = kind in ("opt", "t5", "our t5", "our transformer") and any(part in name for part in ("fc1", "fc2", "wi", "wo", "ffn."))  # a unit may be off for all 16 tokens
     pooler = "pooler" in name  # BERT's is for sentence heads
     return any(part in name for part in seen_in_part) or key_bias or experts or relu or pooler
 
