@@ -5,8 +5,16 @@ N rows of any leading shape, D width, V vocabulary, L labels
 
 from torch import Tensor, nn
 
+from luthier.core import feedforward
+from luthier.core.feedforward import ACTIVATIONS
+
 # What each kind of head reads: every token, or one state of each sentence.
-KINDS = {"classify": "sentence", "choose": "sentence", "regress": "sentence", "tag": "token", "spans": "token"}
+KINDS = {
+    "classify": "sentence", "choose": "sentence", "regress": "sentence", "tag": "token", "spans": "token",
+    "next_sentence": "sentence", "sentence_order": "sentence",
+}  # fmt: skip
+# Heads of pre-training beside "lm": a field of this name says that the architecture has it.
+PRETRAINING = ("next_sentence", "sentence_order", "span_boundary", "entities", "replaced")
 
 
 class LanguageHead(nn.Module):
@@ -18,6 +26,22 @@ class LanguageHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.out(self.transform(hidden))
+
+
+class Activation(nn.Module):
+    """An activation as a module, by its name."""
+
+    def __init__(self, act: str):
+        super().__init__()
+        self.act = ACTIVATIONS[act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x)
+
+
+def transform(width: int, out: int, act: str, eps: float) -> nn.Sequential:
+    """What stands before the vocabulary of a masked language model: norm(act(dense x))."""
+    return nn.Sequential(nn.Linear(width, out), Activation(act), nn.LayerNorm(out, eps))
 
 
 class Scale(nn.Module):
@@ -32,14 +56,14 @@ class Scale(nn.Module):
 
 
 class Pooler(nn.Module):
-    """tanh(dense x) of one state of each sentence. Devlin et al. 2018, arXiv:1810.04805, section 3.1 (C)."""
+    """act(dense x) of one state of each sentence. Devlin et al. 2018, arXiv:1810.04805, section 3.1 (C), with tanh."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, act: str = "tanh", dropout: float = 0.0):
         super().__init__()
-        self.dense = nn.Linear(width, width)
+        self.dropout, self.dense, self.act = feedforward.dropout(dropout), nn.Linear(width, width), ACTIVATIONS[act]
 
     def forward(self, state: Tensor) -> Tensor:
-        return self.dense(state).tanh()
+        return self.act(self.dense(self.dropout(state)))
 
 
 class LabelHead(nn.Module):

@@ -4,7 +4,7 @@ B batch, T length, D model width, V vocabulary
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,7 +71,10 @@ class Net(nn.Module, ABC):
 
 
 class Embedding(nn.Module):
-    """Token vectors, plus position and segment vectors where the model has them; then norm, projection, dropout."""
+    """Token vectors, plus position, segment and task vectors where the model has them; then norm, dropout, projection.
+
+    pad: positions begin behind the row of this token, which keeps that row itself and is not counted (RoBERTa).
+    """
 
     def __init__(
         self,
@@ -82,33 +85,44 @@ class Embedding(nn.Module):
         project: nn.Module | None = None,
         scale: float = 1.0,
         dropout: float = 0.0,
+        tasks: nn.Embedding | None = None,
+        pad: int | None = None,
     ):
         super().__init__()
-        self.token, self.position, self.types = token, position, types
+        self.token, self.position, self.types, self.tasks = token, position, types, tasks
         self.norm, self.project = norm or nn.Identity(), project or nn.Identity()
-        self.scale, self.dropout = scale, nn.Dropout(dropout)
+        self.scale, self.dropout, self.pad = scale, nn.Dropout(dropout), pad
 
     @property
     def positions(self) -> int | None:
         """How many positions there are vectors for; None for no limit."""
-        return None if self.position is None else self.position.num_embeddings
+        return None if self.position is None else self.position.num_embeddings - self.first
 
-    def forward(self, ids_BT: Tensor, position_BT: Tensor, type_BT: Tensor | None) -> Tensor:
+    @property
+    def first(self) -> int:
+        """The row of position 0."""
+        return 0 if self.pad is None else self.pad + 1
+
+    def forward(self, ids_BT: Tensor, position_BT: Tensor, type_BT: Tensor | None, tasks: Tensor | None = None) -> Tensor:
         x = self.token(ids_BT)
         if self.scale != 1.0:
             x = x * self.scale
         if self.position is not None:
-            x = x + self.position(position_BT)
-        if self.types is not None:
-            x = x + (self.types(type_BT) if type_BT is not None else self.types.weight[0])
-        return self.dropout(self.project(self.norm(x)))
+            x = x + self.position(position_BT if self.pad is None else torch.where(ids_BT == self.pad, self.pad, position_BT + self.first))
+        if self.types is not None:  # where there is one kind only, every token is of it
+            x = x + (self.types(type_BT) if type_BT is not None and self.types.num_embeddings > 1 else self.types.weight[0])
+        if self.tasks is not None:
+            x = x + (self.tasks(tasks) if tasks is not None else self.tasks.weight[0])
+        return self.project(self.dropout(self.norm(x)))
 
 
 class Transformer(Net):
     """A stack of blocks between an embedding and heads.
 
     config: the architecture's dataclass. order: which block runs at each layer, so that layers may share one. recompute: keep only
-    the input of each block and run it again in backward.
+    the input of each block and run it again in backward. label_bias: whether heads of sentences have a bias, or which kinds of them.
+    poolers: makes a pooler for each head of these kinds alone; the others share `pooler`. label_dropout: before the labels of a sentence
+    or token; dropouts: that of certain kinds of heads.
     """
 
     def __init__(
@@ -127,6 +141,8 @@ class Transformer(Net):
         order: tuple[int, ...] | None = None,
         label_bias: bool | tuple[str, ...] = True,
         label_dropout: float = 0.0,
+        dropouts: Mapping[str, float] | None = None,
+        poolers: Mapping[str, Callable[[], Pooler]] | None = None,
         init_std: float = 0.02,
     ):
         super().__init__()
@@ -136,15 +152,16 @@ class Transformer(Net):
         self.rotary, self.relative, self.pooler = rotary, relative, pooler
         self.order = order or tuple(range(len(blocks)))
         self.pool = "last" if causal else "first"
-        self.label_bias, self.label_dropout, self.init_std = label_bias, label_dropout, init_std
+        self.label_bias, self.init_std, self.poolers = label_bias, init_std, poolers or {}
+        self.dropouts = dict.fromkeys(("classify", "choose", "regress", "tag"), label_dropout) | dict(dropouts or {})
         self.recompute = False
 
     @property
     def vocab(self) -> int:  # type: ignore[override]
         return self.embed.token.num_embeddings
 
-    def hidden(self, ids, mask=None, *, lengths=None, prompts=None, types=None, positions=None, cache=None, allow=None) -> Tensor:  # type: ignore[override]
-        x, context = self.enter(ids, mask, lengths, prompts, types, positions, cache, allow)
+    def hidden(self, ids, mask=None, *, lengths=None, prompts=None, types=None, positions=None, cache=None, allow=None, **extra) -> Tensor:  # type: ignore[override]
+        x, context = self.enter(ids, mask, lengths, prompts, types, positions, cache, allow, **extra)
         for x in self.layers(x, context):  # noqa: B007, B020  (the last one)
             pass
         return self.norm(x)
@@ -165,21 +182,23 @@ class Transformer(Net):
         positions: Tensor | None = None,
         cache: Cache | None = None,
         allow: Tensor | None = None,
+        **extra: Tensor,
     ) -> tuple[Tensor, Context]:
-        """The embedded input (B, T, D) and what all blocks share."""
+        """The embedded input (B, T, D) and what all blocks share. extra: what this model's own embedding and blocks take beside."""
         self._check(ids, lengths, cache)
         keys = mask.bool() if mask is not None else None
         if cache is not None:
             place = cache.begin(ids.shape[0], ids.shape[1], keys).to(ids.device)
             keys = cache.keys
         else:
-            place = _places(ids, keys, lengths)
+            place = _places(ids, keys if self.embed.pad is None else _counted(ids, keys, self.embed.pad), lengths)
         place = place if positions is None else positions
-        x = self.embed(ids, place, types)
+        x = self.embed(ids, place, types, **extra)
         rotation = None if self.rotary is None else self.rotary(place, x.dtype)
         longest = max(lengths) if lengths else ids.shape[1]
-        bias = None if self.relative is None else self.relative(longest, cache.length if cache else longest, ids.device)
-        return x, Context(Mask(self.causal, None, lengths, prompts, keys, allow), rotation, bias, cache=cache)
+        bias = None if self.relative is None else self.relative(longest, cache.length if cache else longest, ids.device, None if lengths else keys)
+        bias = None if bias is None else bias.to(x.dtype)
+        return x, Context(Mask(self.causal, None, lengths, prompts, keys, allow), rotation, bias, cache=cache, extra=extra)
 
     def layers(self, x: Tensor, context: Context) -> Iterator[Tensor]:
         for layer, index in enumerate(self.order):
@@ -200,17 +219,24 @@ class Transformer(Net):
         if kind not in KINDS:
             raise ValueError(f"no head called {kind!r}; there are {', '.join(KINDS)}")
         parameter = self.embed.token.weight
-        pooler = None
-        if KINDS[kind] == "sentence" and not self.causal:
-            if self.pooler is None:
-                self.pooler = _fresh(Pooler(self.width), self.init_std).to(parameter.device, parameter.dtype)
-            pooler = self.pooler
-            assert isinstance(pooler, Pooler)
+        pooler = self._pooler(kind) if KINDS[kind] == "sentence" and not self.causal else None
         biased = KINDS if self.label_bias is True else self.label_bias or ()
         bias = kind in biased or KINDS[kind] == "token"
-        head = LabelHead(self.width, labels, bias, pooler, self.label_dropout)
+        head = LabelHead(self.width, labels, bias, pooler, self.dropouts.get(kind, 0.0))
         _fresh(head.out, self.init_std)
         self.heads[kind] = head.to(parameter.device, parameter.dtype).train(self.training)
+
+    def _pooler(self, kind: str) -> Pooler:
+        """A new one, unless heads of this kind read sentences through the one that the model has."""
+        if kind not in self.poolers and isinstance(self.pooler, Pooler):
+            return self.pooler
+        parameter = self.embed.token.weight
+        make = self.poolers.get(kind) or (lambda: Pooler(self.width))
+        pooler = _fresh(make(), self.init_std).to(parameter.device, parameter.dtype)
+        assert isinstance(pooler, Pooler)
+        if kind not in self.poolers:
+            self.pooler = pooler
+        return pooler
 
     def _check(self, ids: Tensor, lengths: tuple[int, ...] | None, cache: Cache | None) -> None:
         if lengths is not None and (ids.shape[0] != 1 or sum(lengths) != ids.shape[1]):
@@ -223,12 +249,18 @@ class Transformer(Net):
 
 
 def _places(ids: Tensor, keys: Tensor | None, lengths: tuple[int, ...] | None) -> Tensor:
-    """Each token's position: they restart in every packed document, and padding does not count."""
-    if lengths is not None:
+    """Each token's position: they restart in every packed document, and padding (where keys is False) does not count."""
+    if lengths is not None and keys is None:
         return torch.cat([torch.arange(n, device=ids.device) for n in lengths])[None]
     if keys is not None:
-        return (keys.cumsum(-1) - 1).clamp(min=0)
+        documents = [keys] if lengths is None else keys.split(lengths, 1)
+        return torch.cat([(part.cumsum(-1) - 1).clamp(min=0) for part in documents], 1)
     return torch.arange(ids.shape[1], device=ids.device)[None]
+
+
+def _counted(ids: Tensor, keys: Tensor | None, pad: int) -> Tensor:
+    """Where a position is counted: at real tokens that are not the padding token."""
+    return ids != pad if keys is None else keys & (ids != pad)
 
 
 def _fresh(module: nn.Module, std: float) -> nn.Module:
