@@ -3,6 +3,8 @@
 import pytest
 import torch
 from transformers.models.gpt_neo import modeling_gpt_neo
+from transformers.models.glm.modeling_glm import GlmRMSNorm
+from transformers.models.glm4.modeling_glm4 import Glm4RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
@@ -24,7 +26,7 @@ class Wide:
 @pytest.fixture(autouse=True)
 def float64(monkeypatch):
     monkeypatch.setattr(modeling_gpt_neo, "torch", Wide())
-    for norm in (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm):
+    for norm in (GlmRMSNorm, Glm4RMSNorm, LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm):
         monkeypatch.setattr(norm, "forward", _forward)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)

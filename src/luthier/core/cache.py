@@ -20,6 +20,7 @@ class Cache:
         # Of an encoder's text, for decoders that look at one: its last states and which are real, and each layer's keys and values of it.
         self.memory: tuple[Tensor, Tensor | None] | None = None
         self.crossed: dict[int, tuple[Tensor, Tensor]] = {}
+        self.notes: dict[str, Tensor] = {}  # (B, ...) what a model keeps of each row from step to step
 
     @property
     def keys(self) -> Tensor | None:
@@ -66,6 +67,7 @@ class Cache:
 
     def rows(self, index_B: Tensor) -> None:
         """Keep these rows in this order: beams choose their parents, finished rows leave, one prompt becomes many samples."""
+        self.notes = {name: note.index_select(0, index_B) for name, note in self.notes.items()}
         for layer, old in enumerate(self.stored):
             if old is not None:
                 grown = old.new_empty(2, len(index_B), *old.shape[2:])

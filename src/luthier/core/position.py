@@ -14,7 +14,10 @@ from luthier.core.scaling import Scaling
 
 
 class Rotation(NamedTuple):
-    """cos and sin, each (B or 1, T, R/2), of the R <= K dimensions of a head that turn; interleaved: pairs (2i, 2i + 1), not (i, i + R/2)."""
+    """cos and sin, each (B or 1, T, R/2), of the R <= K dimensions of a head that turn; interleaved: pairs (2i, 2i + 1), not (i, i + R/2).
+
+    (B or 1, T, P, R/2) where a head has P equal parts, each turned by angles of its own.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -60,7 +63,13 @@ def _lengths(position_BT: Tensor) -> Tensor:
 
 def rotate(x_BHTK: Tensor, rotation: Rotation) -> Tensor:
     """Each head of x turned by its position's angles; (B, H, T, K)."""
-    return _Rotate.apply(x_BHTK, *rotation) if by_hand(x_BHTK) else _turn(x_BHTK, *rotation)
+    if rotation.cos.dim() == 4:
+        return _rotate(x_BHTK.unflatten(-1, (rotation.cos.shape[2], -1)), rotation).flatten(-2)
+    return _rotate(x_BHTK, rotation)
+
+
+def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    return _Rotate.apply(x, *rotation) if by_hand(x) else _turn(x, *rotation)
 
 
 class _Rotate(torch.autograd.Function):
