@@ -10,6 +10,7 @@ import torch
 from luthier import lookup
 from luthier.data.settings import Data
 from luthier.data.stream import Stream, open_stream
+from luthier.models.t5 import T5
 from luthier.objectives._batch import Batch, Size, once
 from luthier.objectives._objective import Objective
 from luthier.sources.foreign import wrap
@@ -39,6 +40,11 @@ ROWS: dict[str, list[dict]] = {
         {"question": "where ?", "choices": ["in town", "on a mat", "over"], "answer": 0},
         {"question": "what", "choices": ["a", "b"], "answer": 0},
     ],
+    "translate": [
+        {"source": "the cat", "target": "un"},
+        {"source": "a dog", "target": "tak wal"},
+        {"source": "he", "target": "on"},
+    ],
     "regress": [
         {"text": "the", "pair": "a", "score": 1.5},
         {"text": "dog", "pair": "cat sat", "score": -2},
@@ -51,7 +57,11 @@ NAMES = lookup.names("objectives")
 
 def ready(name: str, encoder: Any, decoder: Any, stream: Any) -> tuple[Objective, Model, Stream]:
     """As a run does it: prepare, then the heads."""
-    model = encoder("BertForMaskedLM")[0] if name not in ("causal", "chat") else decoder()[0]
+    model = encoder("BertForMaskedLM")[0] if name not in ("causal", "chat", "translate") else decoder()[0]
+    if name == "translate":
+        torch.manual_seed(0)
+        net = T5(vocab=258, width=16, layers=2, heads=2, head_width=8, hidden=24, start=256, dropout=0.0).build()
+        model = Model(net, model.tokenizer, source="a tiny t5")
     rows = stream(ROWS[name], form=FORM.get(name, "auto"))
     objective = lookup.lookup("objectives", name)().prepare(rows)
     for kind, labels in objective.heads().items():

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from luthier.run import Run, run
-from tinyrun import write_rows, write_run
+from luthier.sources.load import load_model
+from tinyrun import write_rows, write_run, write_tokenizer
 
 TASKS = {
     "classify": ([{"text": "a" * i, "label": "even" if i % 2 == 0 else "odd"} for i in range(1, 30)], "accuracy"),
@@ -17,6 +18,7 @@ TASKS = {
     ),
     "choose": ([{"question": "b?", "choices": ["a" * i, "b"], "answer": 1} for i in range(1, 20)], "accuracy"),
     "regress": ([{"text": "a" * i, "pair": "b", "score": i / 10} for i in range(1, 30)], "pearson"),
+    "translate": ([{"source": "ab" * i, "target": "ba" * i} for i in range(1, 20)], "perplexity"),
     "causal": ([{"text": "ab" * i} for i in range(1, 20)], "perplexity"),
 }
 
@@ -25,9 +27,14 @@ TASKS = {
 def test_a_task_is_learnt_and_measured(kind, tmp_path):
     rows, measure = TASKS[kind]
     data = write_rows(tmp_path / "rows.jsonl", rows)
+    model = {}
+    if kind == "translate":
+        tiny = {"arch": "t5", "width": 16, "layers": 2, "heads": 2, "head_width": 8, "hidden": 24, "start": 256}
+        load_model({**tiny, "tokenizer": str(write_tokenizer(tmp_path / "letters"))}).save(tmp_path / "t5")
+        model = {"model": str(tmp_path / "t5")}
     path = write_run(
         tmp_path, data={"path": str(data), "form": "scored" if kind == "regress" else "auto"}, objective={"kind": kind}, tuning="full",
-        evaluation=[measure], training={"steps": 8, "rate": 3e-3},
+        evaluation=[measure], training={"steps": 8, "rate": 3e-3}, **model,
     )  # fmt: skip
     result = run(Run.from_yaml(path))
     assert result.history is not None

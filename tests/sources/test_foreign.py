@@ -130,8 +130,17 @@ def test_encoder_decoders_take_two_texts(build: Any):
     model = load_model(theirs)
     ids, other = documents()[0], documents()[1]
     assert (model.logits(ids, decoder_ids=other) - theirs(input_ids=ids, decoder_input_ids=other).logits).abs().max() < 1e-12
-    with pytest.raises(ValueError, match="give padded ids and decoder_ids"):
+    with pytest.raises(ValueError, match="give ids and decoder_ids"):
         model.logits(ids)
+    targets = [part + 1 for part in documents()[::-1]]
+    packed = model.logits(
+        torch.cat(documents(), 1),
+        lengths=LENGTHS,
+        decoder_ids=torch.cat(targets, 1),
+        decoder_lengths=tuple(part.shape[1] for part in targets),
+    )
+    alone = [model.logits(source, decoder_ids=target) for source, target in zip(documents(), targets, strict=True)]
+    assert (packed - torch.cat(alone, 1)).abs().max() < 1e-12
 
 
 @torch.no_grad()

@@ -56,6 +56,16 @@ def test_factors_equal_transformers(case: str) -> None:
     assert ours == pytest.approx(expected(build, **options), abs=1e-12)
 
 
+def test_noam_is_the_papers_formula_in_units_of_its_highest_rate() -> None:
+    training = Training(steps=STEPS, rows=1, schedule="noam", warmup=7)
+    width = 512
+    peak = width**-0.5 * 7**-0.5
+    wanted = [width**-0.5 * min(n**-0.5, n * 7**-1.5) / peak for n in range(1, STEPS + 1)]
+    assert [factor(training, step, STEPS) for step in range(STEPS)] == pytest.approx(wanted, abs=1e-12)
+    assert max(wanted) == pytest.approx(1.0)
+    assert factor(Training(steps=STEPS, rows=1, schedule="noam"), 3, STEPS) == pytest.approx(0.5)
+
+
 def test_after_the_last_step_the_floor_holds() -> None:
     for schedule, last in (("linear", 0.0), ("cosine", 0.2), ("wsd", 0.2), ("constant", 1.0)):
         training = Training(steps=STEPS, rows=1, schedule=schedule, floor=0.2)  # type: ignore[arg-type]

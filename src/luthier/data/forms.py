@@ -6,6 +6,7 @@
 | sharegpt | conversations: [{from, value}], system | the same |
 | alpaca | instruction, input, output, system, history; or instances | the same |
 | prompt | prompt and completion (response, answer, output) | the same |
+| translation | source and target: two texts, one to be made of the other | {"source", "target"} |
 | text, lines | text (content) | {"text"} |
 | labelled | text or two texts, and a label | {"text", "label"} or {"text", "pair", "label"} |
 | scored | two texts and a score | {"text", "pair", "score"} |
@@ -238,6 +239,14 @@ def _exchange(question: str, answer: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
+def _translation(row: Row) -> dict:
+    found = {side: _text(row, (side,)) for side in ("source", "target")}
+    empty = [side for side, text in found.items() if not text.strip()]
+    if empty:
+        raise ValueError(f"the {' and the '.join(empty)} of this row is empty, so there is nothing to learn; fill it in, or remove the row")
+    return found
+
+
 def _with_system(row: Row, turns: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{"role": "system", "content": str(row["system"])}, *turns] if row.get("system") else turns
 
@@ -279,6 +288,7 @@ _TESTS = (
     ("sharegpt", lambda v: _is_turns(v, ("conversations", "messages"), "from")),
     ("alpaca", lambda v: _has(v, ("instruction",)) and _has(v, ("output", "instances"))),
     ("prompt", lambda v: _has(v, ("prompt",)) and _has(v, COMPLETION)),
+    ("translation", lambda v: _has(v, ("source",)) and _has(v, ("target",))),
     ("extract", lambda v: _has(v, ("question",)) and _has(v, ("context",)) and _has(v, ("answers", "answer"))),
     ("choices", lambda v: (_has(v, CHOICES) or "choice1" in v or isinstance(v.get("question"), Mapping)) and _has(v, ANSWER)),
     ("tags", lambda v: _has(v, ("tokens", "words")) and _has(v, TAGS)),
@@ -288,6 +298,6 @@ _TESTS = (
 )
 
 _NORMAL = {
-    "messages": _messages, "sharegpt": _sharegpt, "alpaca": _alpaca, "prompt": _prompt, "text": _plain, "lines": _plain,
+    "messages": _messages, "sharegpt": _sharegpt, "alpaca": _alpaca, "prompt": _prompt, "translation": _translation, "text": _plain, "lines": _plain,
     "labelled": _labelled, "scored": _scored, "tags": _tags, "extract": _extract, "choices": _choices,
 }  # fmt: skip

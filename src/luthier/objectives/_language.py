@@ -15,14 +15,18 @@ from luthier.objectives._batch import Batch, Term, wide
 from luthier.sources.model import Model
 
 
-def token_loss(hidden: Tensor, heads: nn.ModuleDict, batch: Batch, term: str) -> Term:
-    """Summed cross-entropy of the labels of a term, read at its positions of hidden (1, N, D)."""
+def token_loss(hidden: Tensor, heads: nn.ModuleDict, batch: Batch, term: str, smoothing: float = 0.0) -> Term:
+    """Summed cross-entropy of the labels of a term, read at its positions of hidden (1, N, D).
+
+    smoothing e: the label has probability 1 - e + e/V, every other entry of the vocabulary e/V.
+    """
     head, state_MD, label_M = _head(heads), hidden[0, batch.at[term]], batch.labels[term]
     state_MD = head.transform(state_MD)
     if type(head.out) is nn.Linear:
-        return Term(linear_cross_entropy(state_MD, head.out.weight, head.out.bias, label_M), len(label_M))
+        loss = linear_cross_entropy(state_MD, head.out.weight, head.out.bias, label_M)
+        return Term(loss + smoothing * _lead(state_MD, head.out, label_M) if smoothing else loss, len(label_M))
     losses = [  # something is wrapped around the head: ask it block by block, and again in backward
-        checkpoint(_block_loss, head.out, state_MD[start : start + BLOCK], label_M[start : start + BLOCK], use_reentrant=False)
+        checkpoint(_block_loss, head.out, state_MD[start : start + BLOCK], label_M[start : start + BLOCK], smoothing, use_reentrant=False)
         for start in range(0, len(label_M), BLOCK)
     ]
     return Term(torch.stack(losses).sum(), len(label_M))  # type: ignore[arg-type]
@@ -47,5 +51,12 @@ def _head(heads: nn.ModuleDict) -> Any:
     return heads["lm"]
 
 
-def _block_loss(out: nn.Module, state: Tensor, label: Tensor) -> Tensor:
-    return F.cross_entropy(wide(out(state)), label, reduction="sum")
+def _lead(state_MD: Tensor, out: nn.Linear, label_M: Tensor) -> Tensor:
+    """How far the labels' scores lie above the mean score, summed: e times it is what smoothing by e adds, and takes no logits."""
+    away_MD = out.weight[label_M] - out.weight.mean(0)
+    lead = wide((state_MD * away_MD).sum(-1)).sum()
+    return lead if out.bias is None else lead + wide(out.bias[label_M] - out.bias.mean()).sum()
+
+
+def _block_loss(out: nn.Module, state: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
+    return F.cross_entropy(wide(out(state)), label, reduction="sum", label_smoothing=smoothing)

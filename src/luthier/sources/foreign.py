@@ -65,6 +65,8 @@ class Foreign(Net):
         self.encoder_decoder = bool(self.config.is_encoder_decoder)
         text = self.config.get_text_config(decoder=True)
         self.pad = text.pad_token_id if isinstance(text.pad_token_id, int) and text.pad_token_id >= 0 else 0
+        start = getattr(self.config, "decoder_start_token_id", None)  # not in every configuration
+        self.start = self.pad if start is None else start  # before every target of an encoder-decoder
         self.causal = self.encoder_decoder or self._measure_causal()
         self.pool = "last" if self.causal else "first"
         self.heads = nn.ModuleDict()
@@ -92,6 +94,7 @@ class Foreign(Net):
         cache: Cache | None = None,
         allow: Tensor | None = None,
         decoder_ids: Tensor | None = None,
+        decoder_lengths: tuple[int, ...] | None = None,
     ) -> Tensor:
         if cache is not None or allow is not None:
             what = "a cache" if cache is not None else "other masks than causal and padding"
@@ -103,7 +106,7 @@ class Foreign(Net):
         if prompts is not None and lengths is None:
             raise ValueError("prompts are the first tokens of packed documents: give their lengths too")
         if self.encoder_decoder:
-            return self._decoder_states(ids, mask, decoder_ids, lengths)
+            return self._decoder_states(ids, mask, decoder_ids, lengths, decoder_lengths)
         extra = {"token_type_ids": types if "token_type_ids" in self.accepts else None, "position_ids": positions}
         extra = {name: value for name, value in extra.items() if value is not None}
         if lengths is None and (mask is None or mask.all()):
@@ -136,9 +139,20 @@ class Foreign(Net):
         )
         return self.module.base_model(input_ids=ids, **inputs)[0]
 
-    def _decoder_states(self, ids: Tensor, mask: Tensor | None, decoder_ids: Tensor | None, lengths: Any) -> Tensor:
-        if decoder_ids is None or lengths is not None:
-            raise ValueError(f"{type(self.module).__name__} reads one text and writes another: give padded ids and decoder_ids")
+    def _decoder_states(
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        decoder_ids: Tensor | None,
+        lengths: tuple[int, ...] | None = None,
+        decoder_lengths: tuple[int, ...] | None = None,
+    ) -> Tensor:
+        if decoder_ids is None or (lengths is None) != (decoder_lengths is None):
+            raise ValueError(f"{type(self.module).__name__} reads one text and writes another: give ids and decoder_ids, lengths for both")
+        if lengths is not None:
+            (real, keep), (decoder_real, decoder_keep) = _rows(ids, None, lengths), _rows(decoder_ids, None, decoder_lengths)
+            rows, decoder_rows = _spread(ids[real], keep, self.pad), _spread(decoder_ids[decoder_real], decoder_keep, self.pad)
+            return self._decoder_states(rows, keep.long(), decoder_rows)[decoder_keep][None]
         body = self.module.base_model
         if body is self.module and self.module.get_output_embeddings() is not None:  # T5's class is its own backbone
             inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoder_ids}
@@ -158,7 +172,7 @@ class Foreign(Net):
     def _last_states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The states that the head reads, and the model's own logits, of a few tokens."""
         inputs = {"decoder_input_ids": ids} if self.encoder_decoder else {}
-        states = self._decoder_states(ids, None, ids, None) if self.encoder_decoder else self._states(ids, None, {})
+        states = self._decoder_states(ids, None, ids) if self.encoder_decoder else self._states(ids, None, {})
         return states, self.module(input_ids=ids, **inputs).logits
 
     @torch.no_grad()

@@ -23,7 +23,9 @@ class Training:
     weight_decay: float = 0.0  # never on biases and norms
     clip: float = 1.0  # global norm of the gradients; 0: no clipping
 
-    schedule: Literal["constant", "linear", "cosine", "wsd"] = "linear"
+    schedule: Literal["constant", "linear", "cosine", "wsd", "noam"] = (
+        "linear"  # noam: rate is its highest, width^-0.5 * warmup^-0.5 in the paper
+    )
     warmup: float = 0.0  # below 1: a share of all steps; else a number of steps
     decay: float = 0.1  # wsd: the last share of all steps
     floor: float = 0.0  # cosine and wsd end at this share of the rate
