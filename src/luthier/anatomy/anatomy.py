@@ -17,6 +17,7 @@ from luthier.anatomy.around import Around, Switch
 from luthier.anatomy.layout import has, parts_of, path_of, rows_of
 from luthier.anatomy.site import Site, bare, resolve, walk
 from luthier.anatomy.table import AROUND, ROLES, Fused, is_norm
+from luthier.core.heads import PRETRAINING
 from luthier.core.transformer import Net
 
 
@@ -100,8 +101,9 @@ class Anatomy:
     def task_heads(self) -> dict[str, nn.Module]:
         """What stands on the model for a task of its own: classifiers, spans, values; not the vocabulary's head."""
         added = {kind: head for kind, head in self.net.heads.items() if kind != "lm"} if isinstance(self.net, Net) else {}
-        if self.kind == "":
-            return added
+        if self.kind == "":  # heads of pre-training that came with the model are not tasks of their own
+            config = getattr(self.net, "config", None)
+            return {kind: head for kind, head in added.items() if not (kind in PRETRAINING and getattr(config, kind, False))}
         added = {kind: head for kind, head in added.items() if any(True for _ in head.parameters())}  # others are the model's own
         body = self.root.base_model_prefix
         children = dict(self.root.named_children())
@@ -201,7 +203,8 @@ class Anatomy:
         blocks = self.stacks[stack].blocks
         if part is None or not has(blocks[layer], path_of(part)):  # hybrid models: not every block has it
             return None
-        first = next(i for i, block in enumerate(blocks) if block is blocks[layer])  # a block that layers share is one place
+        module = resolve(blocks[layer], path_of(part))  # what layers share is one place
+        first = next(i for i, block in enumerate(blocks) if has(block, path_of(part)) and resolve(block, path_of(part)) is module)
         path = f"{self.stacks[stack].path}.{first}.{path_of(part)}"
         rows = rows_of(self.root.config, bare(resolve(self.root, path)), part) if isinstance(part, Fused) else None
         return Site(role, first, stack, path, self.root, self.net, self.switch, rows)

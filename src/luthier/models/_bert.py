@@ -68,15 +68,21 @@ def masked_head(embed: Embedding, before: nn.Module) -> LanguageHead:
 
 
 def encoder(
-    arch: Any, embed: Embedding, blocks: Sequence[Block], act: str = "", others: Mapping[str, nn.Module] | None = None, **parts: Any
+    arch: Any,
+    embed: Embedding,
+    blocks: Sequence[Block],
+    act: str = "",
+    others: Mapping[str, nn.Module] | None = None,
+    form: type[Transformer] = Transformer,
+    **parts: Any,
 ) -> Transformer:
     """The net of these parts, with the heads of pre-training that the architecture says it has, and `others`.
 
-    act: of the vocabulary's head, if another than the blocks'.
+    act: of the vocabulary's head, if another than the blocks'; form: the net's class; parts: its other arguments.
     """
     before = transform(arch.width, embed.token.embedding_dim, act or arch.act, arch.eps)
-    net = Transformer(
-        arch, embed, blocks, None, masked_head(embed, before) if arch.lm else None, causal=False, width=arch.width,
+    net = form(
+        arch, embed, blocks, lm=masked_head(embed, before) if arch.lm else None, causal=False, width=arch.width,
         pooler=Pooler(arch.width) if arch.pooler else None, label_dropout=arch.label_dropout, **parts,
     )  # fmt: skip
     for kind in PAIRS:

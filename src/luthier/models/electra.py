@@ -76,7 +76,11 @@ class ELECTRA:
         summary = (read("summary_type", "first"), read("summary_use_proj", True), read("summary_activation", "gelu"))
         if summary != ("first", True, "gelu"):
             raise ValueError(f"config.json asks for a summary of {summary}, and electra here has first, a projection and gelu")
-        return cls(**_bert.sizes(read), embed_width=read("embedding_size", 128), choose_dropout=read("summary_last_dropout", 0.1))
+        generator = any(str(name).endswith("ForMaskedLM") for name in read("architectures", None) or [])
+        return cls(
+            **_bert.sizes(read), embed_width=read("embedding_size", 128), choose_dropout=read("summary_last_dropout", 0.1),
+            lm=generator, replaced=not generator,
+        )  # fmt: skip
 
     def fit(self, stored: set[str]) -> "ELECTRA":
         """The same architecture with the optional parts that a checkpoint of these tensors (canonical names) has."""

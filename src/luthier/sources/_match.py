@@ -33,7 +33,7 @@ class Match:
 
 def architecture(config: Mapping[str, Any], where: str) -> type:
     """The model dataclass that reads this config.json, found by its model_type without importing the others."""
-    kind = config.get("model_type")
+    kind = config.get("luthier", config.get("model_type"))  # a model of ours that others read as a plainer one says so
     if not isinstance(kind, str):
         raise ValueError(
             f"{where}: config.json has no model_type, so nobody can say what model this is; take the file that came with the weights"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from luthier.anatomy.anatomy import Anatomy
 from luthier.anatomy.merge import same
 from luthier.anatomy.site import bare, resolve
+from luthier.core.heads import PRETRAINING
 from luthier.core.names import export_state
 from luthier.core.transformer import Transformer
 from luthier.sources._match import HEADS, labels_of
@@ -46,8 +47,7 @@ def hugging_face(model: Model, net: Transformer) -> tuple[dict[str, Any], dict[s
     """config.json and tensors by their published names."""
     heads, vocab = labels_of(net), model.anatomy.embed.weight.shape[0]
     config = replace(net.config, vocab=vocab).saved()
-    if "lm" not in heads and getattr(config, "lm", False):
-        config = replace(config, lm=False)
+    config = replace(config, **{kind: kind in heads for kind in ("lm", *PRETRAINING) if hasattr(config, kind)})
     table, state = config.names(heads), plain_parameters(model.anatomy)
     written = config.to_config() | special_ids(model) | label_settings(config.to_config(), heads)
     written["torch_dtype"] = written["dtype"] = str(model.dtype).removeprefix("torch.")
@@ -71,7 +71,7 @@ def label_settings(config: Mapping[str, Any], heads: Mapping[str, int]) -> dict[
     stem = config["architectures"][0]
     if kind == "choose" and stem.endswith("LMHeadModel"):
         suffixes[kind] = "DoubleHeadsModel"
-    for end in ("ForCausalLM", "ForMaskedLM", "LMHeadModel", "Model"):
+    for end in ("ForCausalLM", "ForMaskedLM", "ForPreTraining", "ForNextSentencePrediction", "LMHeadModel", "Model"):
         stem = stem.removesuffix(end)
     names = {str(i): f"LABEL_{i}" for i in range(heads[kind])}
     settings = {"architectures": [stem + suffixes[kind]], "id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
