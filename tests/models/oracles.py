@@ -11,19 +11,24 @@ from torch import Tensor, nn
 from luthier.core.names import export_state, import_state
 
 # Every file of families/ gives KINDS, and where it has them: ENCODERS (kinds that see both ways), HEADS (kind, head, labels, their
-# class), MUTANTS (name: (changes of the architecture, change of the built net, kinds)) and EXEMPT (general mutant: kinds without it).
+# class), SAVED (kind: (configuration, class) that read what we save, where these are others), MUTANTS (name: (changes of the architecture, change of the built net, kinds)), EXEMPT (general mutant: kinds without it) and
+# DROPOUT (kind: their settings under which every place of dropout has a rate).
 KINDS: dict[str, tuple[Any, Any, Any]] = {}
 ENCODERS: list[str] = []
 HEADS: list[tuple[str, str, int, Any]] = []
+SAVED: dict[str, tuple[Any, Any]] = {}
 MUTANTS: dict[str, tuple[Any, Any, Any]] = {}
 EXEMPT: dict[str, list[str]] = {}
+DROPOUT: dict[str, dict[str, float]] = {}
 for file in sorted((Path(__file__).parent / "families").glob("*.py")):
     family = import_module(f"families.{file.stem}")
     KINDS |= getattr(family, "KINDS", {})
     ENCODERS += getattr(family, "ENCODERS", [])
     HEADS += getattr(family, "HEADS", [])
+    SAVED |= getattr(family, "SAVED", {})
     assert not MUTANTS.keys() & getattr(family, "MUTANTS", {}).keys(), file
     MUTANTS |= getattr(family, "MUTANTS", {})
+    DROPOUT |= getattr(family, "DROPOUT", {})
     for mutant, without in getattr(family, "EXEMPT", {}).items():
         EXEMPT.setdefault(mutant, []).extend(without)
 DECODERS = [kind for kind in KINDS if kind not in ENCODERS]
@@ -62,12 +67,13 @@ def ours(kind: str, model: Any, heads: dict[str, int] | None = None, **changes: 
 
 def theirs(kind: str, net: Any, like: nn.Module) -> nn.Module:
     """Their model again, with the weights of our net written under their names."""
-    names = net.config.saved().names(dict.fromkeys(net.heads, 0))
-    written = export_state(names, dict(net.state_dict()))
-    fresh = type(like)(type(like.config)(**net.config.to_config()))
+    saved = net.config.saved()
+    written = export_state(saved.names(dict.fromkeys(net.heads, 0)), dict(net.state_dict()))
+    config, cls = SAVED.get(kind, (type(like.config), type(like)))
+    fresh = cls(config(**saved.to_config()))
     missing, unexpected = fresh.load_state_dict(written, strict=False)
     fresh.tie_weights()
-    assert not unexpected and set(missing) <= set(type(like)._tied_weights_keys or {})
+    assert not unexpected and set(missing) <= set(cls._tied_weights_keys or {})
     return fresh.eval()
 
 

@@ -28,19 +28,29 @@ class Context:
 
 
 class Block(nn.Module):
-    """Attention, cross-attention where it is given, feed-forward; dropout falls on each sublayer's output."""
+    """Attention, cross-attention where it is given, feed-forward; dropout falls on each sublayer's output.
+
+    attn_dropout: the rate behind the attention, where it is another.
+    """
 
     def __init__(
-        self, attn: Attention, ffn: nn.Module, norm: Callable[[], nn.Module], cross: Attention | None = None, dropout: float = 0.0
+        self,
+        attn: Attention,
+        ffn: nn.Module,
+        norm: Callable[[], nn.Module],
+        cross: Attention | None = None,
+        dropout: float = 0.0,
+        attn_dropout: float | None = None,
     ):
         super().__init__()
         self.attn, self.attn_norm = attn, norm()
         self.cross, self.cross_norm = cross, None if cross is None else norm()
         self.ffn, self.ffn_norm = ffn, norm()
         self.dropout = feedforward.dropout(dropout)
+        self.attn_dropout = self.dropout if attn_dropout is None else feedforward.dropout(attn_dropout)
 
     def attention(self, x: Tensor, context: Context, layer: int) -> Tensor:
-        return self.dropout(self.attn(x, context.mask, context.rotation, context.bias, cache=context.cache, layer=layer))
+        return self.attn_dropout(self.attn(x, context.mask, context.rotation, context.bias, cache=context.cache, layer=layer))
 
     def crossing(self, x: Tensor, context: Context, layer: int) -> Tensor:
         assert self.cross is not None and context.memory_BSD is not None and context.memory_mask is not None

@@ -52,12 +52,12 @@ def feed_forward(arch: Any) -> FeedForward:
     return FeedForward(arch.width, arch.hidden, arch.act)
 
 
-def post_norm_block(arch: Any) -> Block:
-    return PostNorm(attention(arch), feed_forward(arch), norm(arch), dropout=arch.dropout)
+def post_norm_block(arch: Any, **parts: Any) -> Block:
+    return PostNorm(attention(arch), feed_forward(arch), norm(arch), dropout=arch.dropout, **parts)
 
 
-def post_norm_blocks(arch: Any) -> list[Block]:
-    return [post_norm_block(arch) for _ in range(arch.layers)]
+def post_norm_blocks(arch: Any, **parts: Any) -> list[Block]:
+    return [post_norm_block(arch, **parts) for _ in range(arch.layers)]
 
 
 def masked_head(embed: Embedding, before: nn.Module) -> LanguageHead:

@@ -27,7 +27,7 @@ class DistilBERT:
     positions: int = 512
     eps: float = 1e-12
     act: str = "gelu"
-    dropout: float = 0.1  # on embeddings, sublayer outputs and before the labels of tokens
+    dropout: float = 0.1  # on embeddings, the feed-forward's output and before the labels of tokens
     attention_dropout: float = 0.1
     label_dropout: float = 0.2  # before the labels of a sentence
     span_dropout: float = 0.1  # before the ends of a span
@@ -50,8 +50,9 @@ class DistilBERT:
 
     def build(self) -> Transformer:
         poolers = dict.fromkeys(OWN, partial(Pooler, self.width, "relu"))
+        blocks = _bert.post_norm_blocks(self, attn_dropout=0.0)  # DistilBERT has none there
         rates = {"tag": self.dropout, "spans": self.span_dropout}
-        return _bert.encoder(self, _bert.embedding(self), _bert.post_norm_blocks(self), poolers=poolers, dropouts=rates)
+        return _bert.encoder(self, _bert.embedding(self), blocks, poolers=poolers, dropouts=rates)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "DistilBERT":

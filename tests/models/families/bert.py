@@ -20,6 +20,8 @@ HEADS = [
     ("bert", "regress", 1, hf.BertForSequenceClassification),
 ]
 
+DROPOUT = {"bert": {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.3}}
+
 MUTANTS = {
     "no embedding norm": (same, lambda net: setattr(net.embed, "norm", nn.Identity()), ("bert",)),
     "positions one late, bert": (same, late, ("bert",)),

@@ -19,7 +19,11 @@ FACTORISED = SMALL | dict(embedding_size=16)
 KINDS = {
     "roberta": (RoBERTa, hf.RobertaConfig(**SMALL, type_vocab_size=1, layer_norm_eps=1e-5), hf.RobertaForMaskedLM),
     "albert": (ALBERT, hf.AlbertConfig(**FACTORISED, hidden_dropout_prob=0.1), hf.AlbertForMaskedLM),
-    "albert_groups": (ALBERT, hf.AlbertConfig(**FACTORISED, num_hidden_groups=2, inner_group_num=2, hidden_dropout_prob=0.1), hf.AlbertForMaskedLM),
+    "albert_groups": (
+        ALBERT,
+        hf.AlbertConfig(**FACTORISED, num_hidden_groups=2, inner_group_num=2, hidden_dropout_prob=0.1),
+        hf.AlbertForMaskedLM,
+    ),
     "distilbert": (DistilBERT, hf.DistilBertConfig(**DISTIL), hf.DistilBertForMaskedLM),
     "ernie": (ERNIE, hf.ErnieConfig(**SMALL, hidden_act="relu", layer_norm_eps=1e-5), hf.ErnieForMaskedLM),
     "ernie_tasks": (ERNIE, hf.ErnieConfig(**SMALL, use_task_id=True, type_vocab_size=4), hf.ErnieForMaskedLM),
@@ -43,6 +47,10 @@ HEADS = [(kind, head, labels, getattr(hf, stem + end)) for kind, stem in CLASSES
 def coarser_head(net) -> None:
     net.heads["lm"].transform[2].eps *= 10
 
+
+RATES = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.3}
+DROPOUT = dict.fromkeys(("roberta", "ernie", "ernie_tasks", "electra", "spanbert", "unilm"), RATES)
+DROPOUT |= {"distilbert": {"dropout": 0.1, "attention_dropout": 0.3}}
 
 FACTOR = ("albert", "albert_groups", "electra")
 MUTANTS = {

@@ -17,6 +17,8 @@ HEADS = [
     ("gpt2", "spans", 2, hf.GPT2ForQuestionAnswering),
 ]
 
+DROPOUT = {"gpt2": {"resid_pdrop": 0.1, "embd_pdrop": 0.2, "attn_pdrop": 0.3}}
+
 MUTANTS = {
     "positions one late, gpt2": (same, late, ("gpt2",)),
     "sees one token ahead, gpt2": (same, each(Attention, see_one_more), ("gpt2",)),

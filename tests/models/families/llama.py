@@ -27,6 +27,8 @@ HEADS = [
     ("qwen2", "classify", 3, hf.Qwen2ForSequenceClassification),
 ]
 
+DROPOUT = {"llama": {"attention_dropout": 0.3}}
+
 MUTANTS = {
     "rotary base": (lambda a: {"theta": a.theta * 1.001}, None, ("llama", "llama_wide", "mistral", "qwen2")),
     "window one wider": (lambda a: {"windows": tuple(w and w + 1 for w in a.windows)}, None, ("mistral", "qwen2_window")),
