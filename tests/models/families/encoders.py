@@ -70,10 +70,10 @@ MUTANTS = {
     "head without its transform, encoders": (same, lambda net: setattr(net.heads["lm"], "transform", nn.Identity()), (
         "roberta", "distilbert", "ernie", "spanbert", "unilm",
     )),
-    "head without its norm": (same, lambda net: net.heads["lm"].transform.__delitem__(2), tuple(KINDS)),
+    "head without its norm, encoders": (same, lambda net: net.heads["lm"].transform.__delitem__(2), tuple(KINDS)),
     "head with eps ten times larger": (same, coarser_head, tuple(KINDS)),
-    "head without its bias": (same, lambda net: nn.init.zeros_(net.heads["lm"].out.bias), tuple(KINDS)),
-    "one layer fewer": (same, lambda net: setattr(net, "order", net.order[:-1]), tuple(KINDS)),
+    "head without its bias, encoders": (same, lambda net: nn.init.zeros_(net.heads["lm"].out.bias), tuple(KINDS)),
+    "one layer fewer, encoders": (same, lambda net: setattr(net, "order", net.order[:-1]), tuple(KINDS)),
     "groups one layer later": (same, lambda net: setattr(net, "order", (0, 1, 0, 1, 0, 1)), ("albert_groups",)),
     "inner blocks the other way round": (same, lambda net: setattr(net, "order", (1, 0, 1, 0, 3, 2)), ("albert_groups",)),
 }  # fmt: skip
