@@ -2,12 +2,15 @@
 
 import pytest
 import torch
-from transformers.models.gpt_neo import modeling_gpt_neo
+from torch.nn import functional as F
+from transformers.models.bloom import modeling_bloom
 from transformers.models.glm.modeling_glm import GlmRMSNorm
 from transformers.models.glm4.modeling_glm4 import Glm4RMSNorm
+from transformers.models.gpt_neo import modeling_gpt_neo
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 
 def _forward(self, x):
@@ -25,8 +28,11 @@ class Wide:
 
 @pytest.fixture(autouse=True)
 def float64(monkeypatch):
-    monkeypatch.setattr(modeling_gpt_neo, "torch", Wide())
-    for norm in (GlmRMSNorm, Glm4RMSNorm, LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm):
+    for module in (modeling_bloom, modeling_gpt_neo):
+        monkeypatch.setattr(module, "torch", Wide())
+    # Theirs writes sqrt(2 / pi) with 8 digits.
+    monkeypatch.setattr(modeling_bloom.BloomGelu, "forward", lambda self, x: F.gelu(x, approximate="tanh"))
+    for norm in (GlmRMSNorm, Glm4RMSNorm, LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm):
         monkeypatch.setattr(norm, "forward", _forward)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)

@@ -18,6 +18,12 @@ def late(net) -> None:
     )
 
 
+def swap(part: nn.Module, first: str, second: str) -> None:
+    one, other = getattr(part, first), getattr(part, second)
+    setattr(part, first, other)
+    setattr(part, second, one)
+
+
 def each(kind: type, change):
     return lambda net: [change(part) for part in net.modules() if isinstance(part, kind)]
 

@@ -11,6 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from mutations import general
 from oracles import DECODERS, DROPOUT, EXEMPT, FLOOR, HEADS, KINDS, MUTANTS, gap, ours, reference, sample, theirs
 
+from luthier.core.names import import_tensor
+
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -44,8 +46,7 @@ def test_gradients_equal_transformers_in_every_element(kind):
         if name.startswith("pooler"):
             continue
         where = names[name]
-        want = stored[where.path].grad
-        want = import_tensor(where, want)
+        want = import_tensor(where, stored[where.path].grad)
         # the key bias has no effect without rotary positions: zero by algebra
         torch.testing.assert_close(p.grad, want, rtol=1e-9, atol=1e-9 * float(want.abs().max() + 1e-3), msg=name)
 

@@ -124,7 +124,8 @@ def unpack_index(lengths: tuple[int, ...], device: torch.device) -> Tensor:
 class Attention(nn.Module):
     """Multi-head attention. kv_heads < heads shares keys and values among groups of query heads; 1 is multi-query.
 
-    `attend` is the attention call itself, which a tuning method may replace.
+    `attend` is the attention call itself, which a tuning method may replace. norm: makes norms of one head's width, which queries and keys
+    go through before they are turned.
     """
 
     fans = ("q", "k", "v")  # they share their input
@@ -141,6 +142,7 @@ class Attention(nn.Module):
         scale: float | None = None,
         window: int | None = None,
         dropout: float = 0.0,
+        norm: Callable[[int], nn.Module] | None = None,
     ):
         super().__init__()
         self.heads, self.kv_heads, self.head_width = heads, kv_heads or heads, head_width or width // heads
@@ -148,6 +150,7 @@ class Attention(nn.Module):
         self.k = nn.Linear(width, self.kv_heads * self.head_width, bias)
         self.v = nn.Linear(width, self.kv_heads * self.head_width, bias)
         self.o = nn.Linear(heads * self.head_width, width, bias if out_bias is None else out_bias)
+        self.q_norm, self.k_norm = (None, None) if norm is None else (norm(self.head_width), norm(self.head_width))
         self.scale, self.window, self.dropout = scale, window, dropout
         self.attend: Attend = attend
 
@@ -167,6 +170,8 @@ class Attention(nn.Module):
         else:
             q = self._heads(fan((self.q,), x_BTD)[0])
             k, v = self._remembered(memory_BSD, cache, layer)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None and memory_BSD is None:

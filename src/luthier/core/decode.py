@@ -39,6 +39,8 @@ class Layer:
     heads: int
     kv_heads: int
     scale: float | None
+    q_norm: nn.Module | None
+    k_norm: nn.Module | None
 
 
 class Decoder:
@@ -55,6 +57,7 @@ class Decoder:
     def __call__(self, ids_B: Tensor, cache: Cache) -> Tensor:
         """Scores (B, V) of the token after these, which follow what the cache holds; it then holds them too."""
         net = self.net
+        net.check(ids_B[:, None], None, cache)
         place = cache.begin(self.rows, 1).to(ids_B.device)
         x_BD = net.embed(ids_B[:, None], place, None)[:, 0]
         cos, sin, _ = net.rotary(place, x_BD.dtype)  # type: ignore[misc]
@@ -70,6 +73,8 @@ class Decoder:
         heads, groups = layer.heads, layer.kv_heads
         y = layer.qkv(x_BD).view(self.rows, heads + 2 * groups, -1)
         width = y.shape[-1]
+        if layer.q_norm is not None and layer.k_norm is not None:
+            y[:, :heads], y[:, heads : heads + groups] = layer.q_norm(y[:, :heads]), layer.k_norm(y[:, heads : heads + groups])
         turned = y[:, : heads + groups]
         halves = turned.roll(width // 2, -1)
         turned.mul_(cos).addcmul_(halves, sin)
@@ -85,7 +90,7 @@ class Decoder:
         return Layer(
             attn_norm=block.attn_norm, qkv=fan(attn.q, attn.k, attn.v), out=fan(attn.o), ffn_norm=block.ffn_norm,  # type: ignore[arg-type]
             gate_up=fan(ffn.gate, ffn.up), act=ffn.act, down=fan(ffn.down),  # type: ignore[arg-type]
-            heads=attn.heads, kv_heads=attn.kv_heads, scale=attn.scale,  # type: ignore[arg-type]
+            heads=attn.heads, kv_heads=attn.kv_heads, scale=attn.scale, q_norm=attn.q_norm, k_norm=attn.k_norm,  # type: ignore[arg-type]
         )  # fmt: skip
 
     def _fan(self, *modules: nn.Module) -> Product:

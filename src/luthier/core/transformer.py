@@ -73,7 +73,8 @@ class Net(nn.Module, ABC):
 class Embedding(nn.Module):
     """Token vectors, plus position, segment and task vectors where the model has them; then norm, dropout, projection.
 
-    pad: positions begin behind the row of this token, which keeps that row itself and is not counted (RoBERTa).
+    pad: positions begin behind the row of this token, which keeps that row itself and is not counted (RoBERTa). limit: the most tokens
+    that a model without such vectors takes.
     """
 
     def __init__(
@@ -87,16 +88,17 @@ class Embedding(nn.Module):
         dropout: float = 0.0,
         tasks: nn.Embedding | None = None,
         pad: int | None = None,
+        limit: int | None = None,
     ):
         super().__init__()
         self.token, self.position, self.types, self.tasks = token, position, types, tasks
         self.norm, self.project = norm or nn.Identity(), project or nn.Identity()
-        self.scale, self.dropout, self.pad = scale, nn.Dropout(dropout), pad
+        self.scale, self.dropout, self.pad, self.limit = scale, nn.Dropout(dropout), pad, limit
 
     @property
     def positions(self) -> int | None:
-        """How many positions there are vectors for; None for no limit."""
-        return None if self.position is None else self.position.num_embeddings - self.first
+        """How many positions there are; None for no limit."""
+        return self.limit if self.position is None else self.position.num_embeddings - self.first
 
     @property
     def first(self) -> int:
@@ -185,7 +187,7 @@ class Transformer(Net):
         **extra: Tensor,
     ) -> tuple[Tensor, Context]:
         """The embedded input (B, T, D) and what all blocks share. extra: what this model's own embedding and blocks take beside."""
-        self._check(ids, lengths, cache)
+        self.check(ids, lengths, cache)
         keys = mask.bool() if mask is not None else None
         if cache is not None:
             place = cache.begin(ids.shape[0], ids.shape[1], keys).to(ids.device)
@@ -196,7 +198,11 @@ class Transformer(Net):
         x = self.embed(ids, place, types, **extra)
         rotation = None if self.rotary is None else self.rotary(place, x.dtype)
         longest = max(lengths) if lengths else ids.shape[1]
-        bias = None if self.relative is None else self.relative(longest, cache.length if cache else longest, ids.device, None if lengths else keys)
+        bias = (
+            None
+            if self.relative is None
+            else self.relative(longest, cache.length if cache else longest, ids.device, None if lengths else keys)
+        )
         bias = None if bias is None else bias.to(x.dtype)
         return x, Context(Mask(self.causal, None, lengths, prompts, keys, allow), rotation, bias, cache=cache, extra=extra)
 
@@ -238,7 +244,8 @@ class Transformer(Net):
             self.pooler = pooler
         return pooler
 
-    def _check(self, ids: Tensor, lengths: tuple[int, ...] | None, cache: Cache | None) -> None:
+    def check(self, ids: Tensor, lengths: tuple[int, ...] | None, cache: Cache | None) -> None:
+        """ValueError where these ids do not fit: packed lengths that do not add up, more tokens than positions."""
         if lengths is not None and (ids.shape[0] != 1 or sum(lengths) != ids.shape[1]):
             raise ValueError(
                 f"packed documents of {sum(lengths)} tokens in all need ids of shape (1, {sum(lengths)}), not {tuple(ids.shape)}"

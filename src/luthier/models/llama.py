@@ -1,25 +1,26 @@
 """LLaMA: pre-norm RMSNorm, rotary positions, SwiGLU, grouped queries. Touvron et al. 2023, arXiv:2302.13971, section 2.2.
 
-SmolLM2, Mistral (sliding window), Qwen2 (biases on q, k, v) and Baichuan-7B (q, k, v stored as W_pack) are the same parts.
+LLaMA 2: arXiv:2307.09288; 3 to 3.3: arXiv:2407.21783 (scaled rotary positions from 3.1 on). SmolLM2 and TinyLlama are the same. Mistral
+(arXiv:2310.06825) has sliding windows, Qwen2 (arXiv:2407.10671) biases on q, k, v, Qwen3 (arXiv:2505.09388) instead a norm on every head's
+q and k. Positions of Qwen2 and 2.5 are those of the instructed models.
 """
 
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
-from torch import nn
-
 from luthier.core.attention import Attention
-from luthier.core.block import PreNorm
-from luthier.core.feedforward import GatedFeedForward
-from luthier.core.heads import LanguageHead
-from luthier.core.names import Name, linear
+from luthier.core.names import Name
 from luthier.core.norm import RMSNorm
 from luthier.core.position import Rotary
-from luthier.core.transformer import Embedding, Transformer, initialise
+from luthier.core.scaling import Scaling, scaling
+from luthier.core.transformer import Transformer
 from luthier.models._config import Reader, check_heads
+from luthier.models._llama import decoder, headless, llama_alias, llama_names, llama_projections, rotary_config
+from luthier.models._rope import read_rope, write_rope
 
-CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "baichuan": "Llama"}
+CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+WINDOWED = ("mistral", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True)
@@ -33,65 +34,172 @@ class Llama:
     head_width: int = 0  # 0: width / heads
     positions: int = 2048
     theta: float = 10_000.0
+    scaling: Scaling | None = None  # of rotary positions, beyond the trained length
     eps: float = 1e-6
     act: str = "silu"
     tied: bool = False
     qkv_bias: bool = False
     out_bias: bool = False
     ffn_bias: bool = False
-    windows: tuple[int, ...] = ()  # per layer, 0 for none; empty: no layer has one
+    windows: tuple[int, ...] = ()  # of the layers in turn, 0 for none; empty: no layer has one
     dropout: float = 0.0  # on attention probabilities
-    kind: str = "llama"  # config.json's model_type
+    kind: str = "llama"  # config.json's model_type; qwen3 has the norms of q and k
     lm: bool = True  # the language-model head; a classifier's checkpoint has none of its own
 
-    types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "baichuan")
-    verified: ClassVar[str] = "transformers 5.23 Llama-, Mistral- and Qwen2ForCausalLM, fp64, T=200, both directions"
+    types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "qwen3")
+    verified: ClassVar[str] = (
+        "transformers 5.23 Llama- (every rotary scaling), Mistral-, Qwen2- and Qwen3ForCausalLM, fp64, T=200, both directions"
+    )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "llama-7b": {},
         "llama-13b": {"width": 5120, "layers": 40, "heads": 40, "kv_heads": 40, "hidden": 13_824},
+        "llama-33b": {"width": 6656, "layers": 60, "heads": 52, "kv_heads": 52, "hidden": 17_920},
+        "llama-65b": {"width": 8192, "layers": 80, "heads": 64, "kv_heads": 64, "hidden": 22_016, "eps": 1e-5},
+        "llama2-7b": {"positions": 4096, "eps": 1e-5},
+        "llama2-13b": {"width": 5120, "layers": 40, "heads": 40, "kv_heads": 40, "hidden": 13_824, "positions": 4096, "eps": 1e-5},
+        "llama2-70b": {"width": 8192, "layers": 80, "heads": 64, "kv_heads": 8, "hidden": 28_672, "positions": 4096, "eps": 1e-5},
+        "llama3-8b": {"vocab": 128_256, "kv_heads": 8, "hidden": 14_336, "positions": 8192, "theta": 500_000.0, "eps": 1e-5},
+        "llama3-70b": {
+            "vocab": 128_256, "width": 8192, "layers": 80, "heads": 64, "kv_heads": 8, "hidden": 28_672, "positions": 8192,
+            "theta": 500_000.0, "eps": 1e-5,
+        },
+        "llama3.1-8b": {
+            "vocab": 128_256, "kv_heads": 8, "hidden": 14_336, "positions": 131_072, "theta": 500_000.0, "eps": 1e-5,
+            "scaling": {"kind": "llama3", "factor": 8.0, "trained": 8192},
+        },
+        "llama3.1-70b": {
+            "vocab": 128_256, "width": 8192, "layers": 80, "heads": 64, "kv_heads": 8, "hidden": 28_672, "positions": 131_072,
+            "theta": 500_000.0, "eps": 1e-5, "scaling": {"kind": "llama3", "factor": 8.0, "trained": 8192},
+        },
+        "llama3.1-405b": {
+            "vocab": 128_256, "width": 16_384, "layers": 126, "heads": 128, "kv_heads": 8, "hidden": 53_248, "positions": 131_072,
+            "theta": 500_000.0, "eps": 1e-5, "scaling": {"kind": "llama3", "factor": 8.0, "trained": 8192},
+        },
+        "llama3.2-1b": {
+            "vocab": 128_256, "width": 2048, "layers": 16, "heads": 32, "kv_heads": 8, "hidden": 8192, "positions": 131_072,
+            "theta": 500_000.0, "eps": 1e-5, "tied": True, "scaling": {"kind": "llama3", "factor": 32.0, "trained": 8192},
+        },
+        "llama3.2-3b": {
+            "vocab": 128_256, "width": 3072, "layers": 28, "heads": 24, "kv_heads": 8, "hidden": 8192, "positions": 131_072,
+            "theta": 500_000.0, "eps": 1e-5, "tied": True, "scaling": {"kind": "llama3", "factor": 32.0, "trained": 8192},
+        },
+        "llama3.3-70b": {
+            "vocab": 128_256, "width": 8192, "layers": 80, "heads": 64, "kv_heads": 8, "hidden": 28_672, "positions": 131_072,
+            "theta": 500_000.0, "eps": 1e-5, "scaling": {"kind": "llama3", "factor": 8.0, "trained": 8192},
+        },
         "smollm2-135m": {
-            "vocab": 49_152, "width": 576, "layers": 30, "heads": 9, "kv_heads": 3, "hidden": 1536, "positions": 8192,
+            "vocab": 49_152, "width": 576, "layers": 30, "heads": 9, "kv_heads": 3, "hidden": 1536, "positions": 8192, "theta": 100_000.0,
+            "eps": 1e-5, "tied": True,
+        },
+        "smollm2-360m": {
+            "vocab": 49_152, "width": 960, "layers": 32, "heads": 15, "kv_heads": 5, "hidden": 2560, "positions": 8192,
             "theta": 100_000.0, "eps": 1e-5, "tied": True,
+        },
+        "smollm2-1.7b": {
+            "vocab": 49_152, "width": 2048, "layers": 24, "heads": 32, "kv_heads": 32, "hidden": 8192, "positions": 8192,
+            "theta": 130_000.0, "eps": 1e-5, "tied": True,
+        },
+        "tinyllama-1.1b": {"width": 2048, "layers": 22, "heads": 32, "kv_heads": 4, "hidden": 5632, "eps": 1e-5},
+        "mistral-7b-v0.1": {"kv_heads": 8, "hidden": 14_336, "positions": 32_768, "eps": 1e-5, "windows": (4096,), "kind": "mistral"},
+        "mistral-7b-v0.2": {"kv_heads": 8, "hidden": 14_336, "positions": 32_768, "theta": 1_000_000.0, "eps": 1e-5, "kind": "mistral"},
+        "mistral-7b-v0.3": {
+            "vocab": 32_768, "kv_heads": 8, "hidden": 14_336, "positions": 32_768, "theta": 1_000_000.0, "eps": 1e-5, "kind": "mistral",
+        },
+        "mistral-nemo-12b": {
+            "vocab": 131_072, "width": 5120, "layers": 40, "heads": 32, "kv_heads": 8, "hidden": 14_336, "head_width": 128,
+            "positions": 131_072, "theta": 1_000_000.0, "eps": 1e-5, "kind": "mistral",
         },
         "qwen2-0.5b": {
             "vocab": 151_936, "width": 896, "layers": 24, "heads": 14, "kv_heads": 2, "hidden": 4864, "positions": 32_768,
+            "theta": 1_000_000.0, "tied": True, "qkv_bias": True, "kind": "qwen2",
+        },
+        "qwen2-1.5b": {
+            "vocab": 151_936, "width": 1536, "layers": 28, "heads": 12, "kv_heads": 2, "hidden": 8960, "positions": 32_768,
             "theta": 1_000_000.0, "tied": True, "qkv_bias": True, "kind": "qwen2",
         },
         "qwen2-7b": {
             "vocab": 152_064, "width": 3584, "layers": 28, "heads": 28, "kv_heads": 4, "hidden": 18_944, "positions": 32_768,
             "theta": 1_000_000.0, "qkv_bias": True, "kind": "qwen2",
         },
-        "baichuan-7b": {"vocab": 64_000, "positions": 4096, "kind": "baichuan"},
+        "qwen2-72b": {
+            "vocab": 152_064, "width": 8192, "layers": 80, "heads": 64, "kv_heads": 8, "hidden": 29_568, "positions": 32_768,
+            "theta": 1_000_000.0, "qkv_bias": True, "kind": "qwen2",
+        },
+        "qwen2.5-0.5b": {
+            "vocab": 151_936, "width": 896, "layers": 24, "heads": 14, "kv_heads": 2, "hidden": 4864, "positions": 32_768,
+            "theta": 1_000_000.0, "tied": True, "qkv_bias": True, "kind": "qwen2",
+        },
+        "qwen2.5-1.5b": {
+            "vocab": 151_936, "width": 1536, "layers": 28, "heads": 12, "kv_heads": 2, "hidden": 8960, "positions": 32_768,
+            "theta": 1_000_000.0, "tied": True, "qkv_bias": True, "kind": "qwen2",
+        },
+        "qwen2.5-3b": {
+            "vocab": 151_936, "width": 2048, "layers": 36, "heads": 16, "kv_heads": 2, "hidden": 11_008, "positions": 32_768,
+            "theta": 1_000_000.0, "tied": True, "qkv_bias": True, "kind": "qwen2",
+        },
+        "qwen2.5-7b": {
+            "vocab": 152_064, "width": 3584, "layers": 28, "heads": 28, "kv_heads": 4, "hidden": 18_944, "positions": 32_768,
+            "theta": 1_000_000.0, "qkv_bias": True, "kind": "qwen2",
+        },
+        "qwen2.5-14b": {
+            "vocab": 152_064, "width": 5120, "layers": 48, "heads": 40, "kv_heads": 8, "hidden": 13_824, "positions": 32_768,
+            "theta": 1_000_000.0, "qkv_bias": True, "kind": "qwen2",
+        },
+        "qwen2.5-32b": {
+            "vocab": 152_064, "width": 5120, "layers": 64, "heads": 40, "kv_heads": 8, "hidden": 27_648, "positions": 32_768,
+            "theta": 1_000_000.0, "qkv_bias": True, "kind": "qwen2",
+        },
+        "qwen2.5-72b": {
+            "vocab": 152_064, "width": 8192, "layers": 80, "heads": 64, "kv_heads": 8, "hidden": 29_568, "positions": 32_768,
+            "theta": 1_000_000.0, "qkv_bias": True, "kind": "qwen2",
+        },
+        "qwen3-0.6b": {
+            "vocab": 151_936, "width": 1024, "layers": 28, "heads": 16, "kv_heads": 8, "hidden": 3072, "head_width": 128,
+            "positions": 40_960, "theta": 1_000_000.0, "tied": True, "kind": "qwen3",
+        },
+        "qwen3-1.7b": {
+            "vocab": 151_936, "width": 2048, "layers": 28, "heads": 16, "kv_heads": 8, "hidden": 6144, "head_width": 128,
+            "positions": 40_960, "theta": 1_000_000.0, "tied": True, "kind": "qwen3",
+        },
+        "qwen3-4b": {
+            "vocab": 151_936, "width": 2560, "layers": 36, "heads": 32, "kv_heads": 8, "hidden": 9728, "head_width": 128,
+            "positions": 40_960, "theta": 1_000_000.0, "tied": True, "kind": "qwen3",
+        },
+        "qwen3-8b": {
+            "vocab": 151_936, "width": 4096, "layers": 36, "heads": 32, "kv_heads": 8, "hidden": 12_288, "head_width": 128,
+            "positions": 40_960, "theta": 1_000_000.0, "kind": "qwen3",
+        },
+        "qwen3-14b": {
+            "vocab": 151_936, "width": 5120, "layers": 40, "heads": 40, "kv_heads": 8, "hidden": 17_408, "head_width": 128,
+            "positions": 40_960, "theta": 1_000_000.0, "kind": "qwen3",
+        },
+        "qwen3-32b": {
+            "vocab": 151_936, "width": 5120, "layers": 64, "heads": 64, "kv_heads": 8, "hidden": 25_600, "head_width": 128,
+            "positions": 40_960, "theta": 1_000_000.0, "kind": "qwen3",
+        },
     }  # fmt: skip
 
     def __post_init__(self) -> None:
         check_heads(self.width, self.heads, self.kv_heads, self.head_width, rotary=True)
+        object.__setattr__(self, "scaling", scaling(self.scaling))
+        if any(self.windows) and self.kind not in WINDOWED:
+            raise ValueError(f"kind={self.kind!r} has no sliding windows, and config.json could not say so; {', '.join(WINDOWED)} have")
 
     @property
     def head(self) -> int:
         return self.head_width or self.width // self.heads
 
     def build(self) -> Transformer:
-        norm = partial(RMSNorm, self.width, self.eps)
-        blocks = [
-            PreNorm(self._attention(i), GatedFeedForward(self.width, self.hidden, self.act, self.ffn_bias), norm)
-            for i in range(self.layers)
-        ]
-        out = nn.Linear(self.width, self.vocab, bias=False)
-        embed = Embedding(nn.Embedding(self.vocab, self.width))
-        if self.tied:
-            out.weight = embed.token.weight
-        rotary = Rotary(self.head, self.theta)
-        lm = LanguageHead(out) if self.lm else None
-        net = Transformer(self, embed, blocks, norm(), lm, causal=True, width=self.width, rotary=rotary, label_bias=False)
-        return initialise(net)
+        return decoder(self, self._attention, ffn_bias=self.ffn_bias, rotary=Rotary(self.head, self.theta, scaling=self.scaling))
 
     def _attention(self, layer: int) -> Attention:
-        window = self.windows[layer] if self.windows else 0
         return Attention(
             self.width, self.heads, kv_heads=self.kv_heads, head_width=self.head, bias=self.qkv_bias, out_bias=self.out_bias,
-            window=window or None, dropout=self.dropout,
+            window=self._window(layer) or None, dropout=self.dropout, norm=partial(RMSNorm, eps=self.eps) if self.kind == "qwen3" else None,
         )  # fmt: skip
+
+    def _window(self, layer: int) -> int:
+        return self.windows[layer % len(self.windows)] if self.windows else 0
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Llama":
@@ -99,7 +207,8 @@ class Llama:
         kind = read("model_type", "llama")
         heads, layers = read("num_attention_heads"), read("num_hidden_layers")
         bias = read("attention_bias", kind == "qwen2") if kind != "mistral" else False
-        default_positions = {"mistral": 131_072, "qwen2": 32_768}.get(kind, 2048)
+        positions = read("max_position_embeddings", {"mistral": 131_072, "qwen2": 32_768, "qwen3": 32_768}.get(kind, 2048))
+        theta, scaling = read_rope(read, positions)
         return cls(
             vocab=read("vocab_size"),
             width=read("hidden_size"),
@@ -107,9 +216,10 @@ class Llama:
             heads=heads,
             kv_heads=read("num_key_value_heads", None) or heads,
             hidden=read("intermediate_size"),
-            head_width=read("head_dim", None) or 0,
-            positions=read("max_position_embeddings", None) or read("model_max_length", default_positions),
-            theta=read.rope_theta(),
+            head_width=read("head_dim", None) or (128 if kind == "qwen3" else 0),
+            positions=positions,
+            theta=theta,
+            scaling=scaling,
             eps=read("rms_norm_eps", 1e-6),
             act=read.activation("hidden_act", "silu"),
             tied=bool(read("tie_word_embeddings", False)),
@@ -123,67 +233,39 @@ class Llama:
 
     def fit(self, stored: set[str]) -> "Llama":
         """The same architecture with the optional parts that a checkpoint of these tensors (canonical names) has."""
-        bare = not self.tied and "lm_head.weight" not in stored and bool(stored & {"score.weight", "qa_outputs.weight"})
-        return replace(self, lm=not bare)
+        return replace(self, lm=not headless(self, stored))
 
     def saved(self) -> "Llama":
-        """The architecture under whose names it is saved: Baichuan as the LLaMA it is, so that everyone can read it."""
-        return replace(self, kind="llama") if self.kind == "baichuan" else self
+        return self
 
     def to_config(self) -> dict[str, Any]:
-        kind = self.kind
-        config = {
-            "architectures": [f"{CLASSES[kind]}ForCausalLM"], "model_type": kind, "vocab_size": self.vocab, "hidden_size": self.width,
-            "num_hidden_layers": self.layers, "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads,
-            "intermediate_size": self.hidden, "head_dim": self.head, "max_position_embeddings": self.positions,
-            "rope_theta": self.theta, "rope_parameters": {"rope_type": "default", "rope_theta": self.theta}, "rms_norm_eps": self.eps,
-            "hidden_act": self.act, "tie_word_embeddings": self.tied, "attention_dropout": self.dropout, "initializer_range": 0.02,
-        }  # fmt: skip
-        if kind == "llama":
-            config |= {"attention_bias": self.qkv_bias, "mlp_bias": self.ffn_bias}
-        if kind == "mistral":
-            config["sliding_window"] = max(self.windows, default=0) or None
-        if kind == "qwen2":
-            wide = [bool(w) for w in self.windows or (0,) * self.layers]
-            config |= {
-                "use_sliding_window": any(wide), "sliding_window": max(self.windows, default=0) or None,
-                "layer_types": ["sliding_attention" if w else "full_attention" for w in wide],
-            }  # fmt: skip
+        windows = [self._window(i) for i in range(self.layers)]
+        if len(set(windows) - {0}) > 1 or (self.kind == "mistral" and len(set(windows)) > 1):
+            raise ValueError(f"config.json of a {self.kind} model holds one window, and the layers' are {sorted(set(windows))}")
+        config = {"architectures": [f"{CLASSES[self.kind]}ForCausalLM"], "model_type": self.kind} | rotary_config(self)
+        config |= {"head_dim": self.head, "attention_dropout": self.dropout} | write_rope(self.theta, self.scaling, self.positions)
+        if self.kind in ("llama", "qwen3"):
+            config["attention_bias"] = self.qkv_bias
+        if self.kind == "llama":
+            config["mlp_bias"] = self.ffn_bias
+        if self.kind in WINDOWED:
+            config["sliding_window"] = max(windows) or None
+        if self.kind in ("qwen2", "qwen3"):
+            kinds = ["sliding_attention" if window else "full_attention" for window in windows]
+            config |= {"use_sliding_window": any(windows), "layer_types": kinds}
         return config
 
     def names(self, heads: dict[str, int]) -> dict[str, Name]:
-        table = {"embed.token.weight": Name("model.embed_tokens.weight"), "norm.weight": Name("model.norm.weight")}
-        if "lm" in heads and not self.tied:
-            table["heads.lm.out.weight"] = Name("lm_head.weight")
-        for i in range(self.layers):
-            ours, theirs = f"blocks.{i}.", f"model.layers.{i}."
-            table |= {f"{ours}attn_norm.weight": Name(f"{theirs}input_layernorm.weight")}
-            table |= {f"{ours}ffn_norm.weight": Name(f"{theirs}post_attention_layernorm.weight")}
-            for role, path, bias, rows in self._projections():
-                table |= linear(ours + role, theirs + path, bias, rows=rows)
-        labels = {"classify": "score", "regress": "score", "tag": "score", "spans": "qa_outputs", "choose": "score"}
-        for kind in heads.keys() & labels.keys():
-            table |= linear(f"heads.{kind}.out", labels[kind], kind in ("tag", "spans"))
+        table = llama_names(self.layers, llama_projections(self.qkv_bias, self.out_bias, self.ffn_bias), heads, self.tied)
+        if self.kind == "qwen3":
+            for i in range(self.layers):
+                for role in ("q_norm", "k_norm"):
+                    table[f"blocks.{i}.attn.{role}.weight"] = Name(f"model.layers.{i}.self_attn.{role}.weight")
         return table
-
-    def _projections(self) -> list[tuple[str, str, bool, tuple[int, int] | None]]:
-        """Ours, theirs, whether there is a bias, and the rows where Baichuan's W_pack holds q, k and v on top of each other."""
-        if self.kind == "baichuan":
-            q, kv = self.heads * self.head, self.kv_heads * self.head
-            rows = {"q": (0, q), "k": (q, q + kv), "v": (q + kv, q + 2 * kv)}
-            attn = [(f"attn.{role}", "self_attn.W_pack", self.qkv_bias, span) for role, span in rows.items()]
-        else:
-            attn = [(f"attn.{role}", f"self_attn.{role}_proj", self.qkv_bias, None) for role in "qkv"]
-        ffn = [(f"ffn.{role}", f"mlp.{role}_proj", self.ffn_bias, None) for role in ("gate", "up", "down")]
-        return [*attn, ("attn.o", "self_attn.o_proj", self.out_bias, None), *ffn]
 
     def aliases(self, name: str) -> str | None:
         """The name under which we know a stored tensor; None for buffers that old files hold."""
-        if name.endswith("rotary_emb.inv_freq"):
-            return None
-        if name.startswith("transformer."):  # LlamaForQuestionAnswering calls its backbone so
-            return "model." + name.removeprefix("transformer.")
-        return name if name.startswith(("model.", "lm_head.", "score.", "qa_outputs.")) else f"model.{name}"
+        return llama_alias(name)
 
 
 def _windows(read: Reader, kind: str, layers: int) -> tuple[int, ...]:
