@@ -8,7 +8,7 @@ import torch
 
 from luthier.core.names import Name
 from luthier.core.transformer import Transformer
-from luthier.lookup import describe, lookup, names, suggest
+from luthier.lookup import describe, find, lookup, names, suggest
 from luthier.sources._meta import on_meta
 from luthier.sources.checkpoint import Checkpoint, some
 
@@ -38,13 +38,19 @@ def architecture(config: Mapping[str, Any], where: str) -> type:
         raise ValueError(
             f"{where}: config.json has no model_type, so nobody can say what model this is; take the file that came with the weights"
         )
-    types = {each: arch for arch in names("models") for each in describe("models", arch).constants.get("types", ())}
+    named = [arch for arch in names("models") if repr(kind)[1:-1] in find("models", arch).read_text(encoding="utf-8")]  # to read few
+    types = _types(named)
     if kind not in types:
         raise ValueError(
-            f"{where}: config.json says model_type {kind!r}, which Luthier has no file for{suggest(kind, types)}. "
+            f"{where}: config.json says model_type {kind!r}, which Luthier has no file for{suggest(kind, _types(names('models')))}. "
             "Load it with transformers and pass the model object to luthier.load"
         )
     return lookup("models", types[kind])
+
+
+def _types(archs: list[str]) -> dict[str, str]:
+    """model_type -> architecture, read from their sources."""
+    return {each: arch for arch in archs for each in describe("models", arch).constants.get("types", ())}
 
 
 def match(checkpoint: Checkpoint) -> Match:

@@ -1,6 +1,8 @@
 """From a source to a model in memory: built on the meta device, then given the checkpoint's tensors without a second copy."""
 
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,14 +90,14 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
 
 def read_all(found: Match, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Tensor]:
     """Our parameters by name; each stored tensor is read once, however many of ours it holds."""
-    whole: dict[str, Tensor] = {}
-    state = {}
-    for ours, name in found.table.items():
-        stored = found.stored[name.path]
-        if stored not in whole:
-            whole[stored] = finite(checkpoint.tensors.read(stored, dtype), stored, checkpoint.name)
-        state[ours] = part(name, whole[stored])
-    return state
+
+    def read(stored: str) -> Tensor:
+        return finite(checkpoint.tensors.read(stored, dtype), stored, checkpoint.name)
+
+    wanted = list(dict.fromkeys(found.stored[name.path] for name in found.table.values()))
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:  # checks of the values take most of the time, outside the interpreter
+        whole = dict(zip(wanted, threads.map(read, wanted), strict=True))
+    return {ours: part(name, whole[found.stored[name.path]]) for ours, name in found.table.items()}
 
 
 def part(name: Name, stored: Tensor) -> Tensor:
