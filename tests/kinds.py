@@ -10,9 +10,11 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from luthier.core.encoder_decoder import EncoderDecoder
+from luthier.models.albert import ALBERT
 from luthier.models.bert import BERT
 from luthier.models.gpt2 import GPT2
 from luthier.models.llama import Llama
+from luthier.models.roberta import RoBERTa
 from luthier.models.t5 import T5
 from luthier.models.transformer import Vaswani
 
@@ -46,11 +48,26 @@ OURS = {
     "our llama": Llama(vocab=99, width=32, layers=2, heads=4, kv_heads=2, hidden=48),
     "our gpt2": GPT2(vocab=99, width=32, layers=2, heads=4, hidden=48),
     "our bert": BERT(vocab=99, width=32, layers=2, heads=4, hidden=48),
+    "our albert": ALBERT(vocab=99, embed_width=16, width=32, layers=4, groups=2, heads=4, hidden=48),
+    "our albert that shares attention": ALBERT(vocab=99, embed_width=16, width=32, layers=2, heads=4, hidden=48, share="attention"),
+    "our roberta": RoBERTa(vocab=99, width=32, layers=2, heads=4, hidden=48),
     "our t5": T5(vocab=99, width=32, layers=2, heads=4, head_width=8, hidden=48),
     "our transformer": Vaswani(vocab=99, width=32, layers=2, decoder_layers=2, heads=4, hidden=48, positions=64),
 }
 KINDS = [*THEIRS, *OURS]
-LESS = ("mistral", "qwen2", "qwen3", "glm4", "bloom", "opt", "roberta", "modernbert", "bart")  # what they add is in the long run
+LESS = (
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "glm4",
+    "bloom",
+    "opt",
+    "roberta",
+    "modernbert",
+    "bart",
+    "our albert",
+    "our roberta",
+)  # what they add is in the long run
 kinds = pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow if kind in LESS else ()) for kind in KINDS])
 NO_BIAS = ("llama", "mistral", "qwen3", "gemma2", "phi3", "mixtral", "t5", "our llama", "our t5")
 

@@ -13,11 +13,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fixtures.ernie_thu import CONFIG, VOCAB, inputs, weights
 from oracles import gap
 
+from kinds import shake
+from luthier.anatomy.merge import merge
 from luthier.core.names import import_state
 from luthier.models.ernie_thu import EntityBlock, ErnieTHU
 from luthier.sources._match import stored_shapes
 from luthier.sources.load import load_model
 from luthier.sources.model import Model
+from luthier.tuning._tune import attach, made
 
 ARCH = ErnieTHU.from_config(CONFIG | {"vocab_size": VOCAB})
 CLEAN = 1e-12
@@ -150,6 +153,19 @@ def test_a_folder_keeps_streams_and_heads(tmp_path):
     again = load_model(tmp_path)
     assert again.net.config == ARCH and max(differences(again.net).values()) < CLEAN
     assert len(model.anatomy.find("q")) == len(model.anatomy.find("up")) == 6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["lora", "bitfit", "freeze"])
+def test_a_tuning_method_reaches_the_tokens_stream_and_merges(method):
+    model = Model(net())
+    before = model.hidden(X["ids"], REAL, **GIVEN)
+    attached = attach(model.anatomy, made(method, {}))
+    shake(attached.parameters)
+    tuned = model.hidden(X["ids"], REAL, **GIVEN)
+    assert not torch.equal(before, tuned)
+    merge(model.anatomy)
+    assert gap(model.hidden(X["ids"], REAL, **GIVEN), tuned) < CLEAN
 
 
 def test_the_released_size():
