@@ -20,6 +20,7 @@ class Cache:
         # Of an encoder's text, for decoders that look at one: its last states and which are real, and each layer's keys and values of it.
         self.memory: tuple[Tensor, Tensor | None] | None = None
         self.crossed: dict[int, tuple[Tensor, Tensor]] = {}
+        self.recalled: dict[int, Tensor] = {}  # per layer (B, M, D): the states that a recurrent model is trained with
         self.notes: dict[str, Tensor] = {}  # (B, ...) what a model keeps of each row from step to step
 
     @property
@@ -65,6 +66,13 @@ class Cache:
         self.stored[layer] = grown
         return grown
 
+    def recall(self, layer: int, x_BTD: Tensor, most: int) -> Tensor:
+        """What a layer was given, the last `most` tokens of before and then these, (B, M + T, D); no gradient goes into the former."""
+        old = self.recalled.get(layer)
+        whole = x_BTD if old is None else torch.cat([old, x_BTD], 1)
+        self.recalled[layer] = whole[:, max(0, whole.shape[1] - most) :].detach()
+        return whole
+
     def rows(self, index_B: Tensor) -> None:
         """Keep these rows in this order: beams choose their parents, finished rows leave, one prompt becomes many samples."""
         self.notes = {name: note.index_select(0, index_B) for name, note in self.notes.items()}
@@ -75,6 +83,7 @@ class Cache:
                 self.stored[layer] = grown
         if self._real_BS is not None:
             self._real_BS = self._real_BS.index_select(0, index_B)
+        self.recalled = {layer: states.index_select(0, index_B) for layer, states in self.recalled.items()}
         if self.memory is not None:
             states, real = self.memory
             self.memory = states.index_select(0, index_B), None if real is None else real.index_select(0, index_B)

@@ -39,7 +39,7 @@ def linear(
 def import_tensor(name: Name, stored: Tensor) -> Tensor:
     """Our tensor out of the stored one; a view, not a copy, unless its rows lie apart."""
     if name.shape is not None:
-        stored = stored.flatten(1) if name.transposed else stored.flatten()
+        stored = stored.flatten(1) if len(name.shape) > 2 else stored.flatten()
     ours = stored.T if name.transposed else stored
     if name.rows is None:
         return ours

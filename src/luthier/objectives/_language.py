@@ -10,24 +10,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from luthier.core.adaptive import AdaptiveSoftmax
 from luthier.core.loss import BLOCK, linear_cross_entropy
 from luthier.objectives._batch import Batch, Term, wide
 from luthier.sources.model import Model
 
 
-def token_loss(hidden: Tensor, heads: nn.ModuleDict, batch: Batch, term: str, smoothing: float = 0.0) -> Term:
+def token_loss(
+    hidden: Tensor, heads: nn.ModuleDict, batch: Batch, term: str, smoothing: float = 0.0, share_M: Tensor | None = None
+) -> Term:
     """Summed cross-entropy of the labels of a term, read at its positions of hidden (1, N, D).
 
-    smoothing e: the label has probability 1 - e + e/V, every other entry of the vocabulary e/V.
+    smoothing e: the label has probability 1 - e + e/V, every other entry of the vocabulary e/V. share: what each
+    label's loss is multiplied by (without smoothing).
     """
+    assert share_M is None or not smoothing
     head, state_MD, label_M = _head(heads), hidden[0, batch.at[term]], batch.labels[term]
     state_MD = head.transform(state_MD)
+    if isinstance(head.out, AdaptiveSoftmax) and not smoothing:
+        return Term(head.out.loss(state_MD, label_M), len(label_M))
     if type(head.out) is nn.Linear:
-        loss = linear_cross_entropy(state_MD, head.out.weight, head.out.bias, label_M)
+        loss = linear_cross_entropy(state_MD, head.out.weight, head.out.bias, label_M, share_M)
         return Term(loss + smoothing * _lead(state_MD, head.out, label_M) if smoothing else loss, len(label_M))
+    share_M = wide(state_MD).new_ones(len(label_M)) if share_M is None else share_M
     losses = [  # something is wrapped around the head: ask it block by block, and again in backward
-        checkpoint(_block_loss, head.out, state_MD[start : start + BLOCK], label_M[start : start + BLOCK], smoothing, use_reentrant=False)
-        for start in range(0, len(label_M), BLOCK)
+        checkpoint(_block_loss, head.out, state, label, share, smoothing, use_reentrant=False)
+        for state, label, share in zip(state_MD.split(BLOCK), label_M.split(BLOCK), share_M.split(BLOCK), strict=True)
     ]
     return Term(torch.stack(losses).sum(), len(label_M))  # type: ignore[arg-type]
 
@@ -58,5 +66,5 @@ def _lead(state_MD: Tensor, out: nn.Linear, label_M: Tensor) -> Tensor:
     return lead if out.bias is None else lead + wide(out.bias[label_M] - out.bias.mean()).sum()
 
 
-def _block_loss(out: nn.Module, state: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
-    return F.cross_entropy(wide(out(state)), label, reduction="sum", label_smoothing=smoothing)
+def _block_loss(out: nn.Module, state: Tensor, label: Tensor, share: Tensor, smoothing: float = 0.0) -> Tensor:
+    return (F.cross_entropy(wide(out(state)), label, reduction="none", label_smoothing=smoothing) * share).sum()

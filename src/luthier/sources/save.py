@@ -45,7 +45,8 @@ def save_model(model: Model, folder: Path, shard_bytes: int = SHARD_BYTES) -> No
 
 def hugging_face(model: Model, net: Transformer) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """config.json and tensors by their published names."""
-    heads, vocab = labels_of(net), model.anatomy.embed.weight.shape[0]
+    heads, table = labels_of(net), model.anatomy.embed.parameters.get("weight")
+    vocab = net.vocab if table is None else table.shape[0]  # an adaptive embedding has several tables
     config = replace(net.config, vocab=vocab).saved()
     config = replace(config, **{kind: kind in heads for kind in ("lm", *PRETRAINING) if hasattr(config, kind)})
     table, state = config.names(heads), plain_parameters(model.anatomy)
