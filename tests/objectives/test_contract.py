@@ -23,6 +23,7 @@ TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "the
 ROWS: dict[str, list[dict]] = {
     "causal": [{"text": "the cat"}, {"text": "a dog sat"}, {"text": "q"}],
     "masked": [{"text": "the cat"}, {"text": "a dog sat"}, {"text": "he"}],
+    "diffuse": [{"text": "the cat sat on a mat"}, {"text": "a dog sat"}, {"text": "he ran over the town"}],
     "chat": [{"messages": TALK}, {"messages": TALK * 2}, {"messages": [*TALK, TALK[0]]}],
     "classify": [{"text": "the cat", "label": 1}, {"text": "a dog", "pair": "he sat", "label": 0}, {"text": "she", "label": 1}],
     "tag": [

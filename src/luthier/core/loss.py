@@ -10,11 +10,11 @@ BLOCK = 256  # positions at a time: their logits stay in reach of the cache and 
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """sum_n CE(h_n W^T + b, y_n); the gradients are formed block by block in the forward pass, so no logits wait for backward."""
+    """sum_n a_n CE(h_n W^T + b, y_n); the gradients are formed block by block in the forward pass, so no logits wait for backward."""
 
     @staticmethod
-    def forward(ctx, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, label_N: Tensor):  # type: ignore[override]
-        wants_hidden, wants_weight, wants_bias, _ = ctx.needs_input_grad
+    def forward(ctx, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, label_N: Tensor, share_N: Tensor | None):  # type: ignore[override]
+        wants_hidden, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         wide = _wide(hidden_ND.dtype)
         grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
         grad_weight = torch.zeros_like(weight_VD, dtype=wide) if wants_weight else None
@@ -32,10 +32,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.softmax(z, -1, out=p)
             top, where = z.max(-1, keepdim=True)
             # log(sum exp z) = max z - log(max p), and max p is at least 1/V, never too small to hold
-            total += (top - p.gather(1, where).log() - z.gather(1, label)).sum()
+            losses = top - p.gather(1, where).log() - z.gather(1, label)
+            part = None if share_N is None else share_N[start : start + BLOCK, None]
+            total += losses.sum() if part is None else (losses * part).sum()
             if not (wants_hidden or wants_weight or wants_bias):
                 continue
             p.scatter_add_(1, label, p.new_full(label.shape, -1.0))
+            if part is not None:
+                p *= part
             error = p if y.dtype == wide else y.copy_(p)
             if grad_hidden is not None:
                 torch.mm(error, weight_VD, out=grad_hidden[start : start + BLOCK])
@@ -49,16 +53,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         hidden, weight, bias = ctx.saved_tensors
-        return *(None if part is None else part * grad.to(part.dtype) for part in (hidden, weight, bias)), None
+        return *(None if part is None else part * grad.to(part.dtype) for part in (hidden, weight, bias)), None, None
 
 
-def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, label_N: Tensor) -> Tensor:
+def linear_cross_entropy(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, label_N: Tensor, share_N: Tensor | None = None
+) -> Tensor:
     """Sum over the N positions of the cross-entropy of softmax(hidden W^T + bias), in nats.
 
     hidden (N, D), weight (V, D), bias (V) or None, label (N) int64 in [0, V): all of them count, so select the labelled positions
-    first. Peak memory is a block of logits instead of (N, V). Not twice differentiable.
+    first. share (N): what each position's loss is multiplied by. Peak memory is a block of logits instead of (N, V). Not twice differentiable.
     """
-    return _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias_V, label_N)
+    return _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias_V, label_N, share_N)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

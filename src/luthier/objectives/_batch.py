@@ -40,6 +40,7 @@ class Example:
     prompt: int = 0  # the first tokens that see each other in a causal model
     reference: Any = None  # what predict() is compared with
     note: Any = None  # what predict() needs to know beside the batch
+    sizes: dict[str, int] = field(default_factory=dict)  # term -> what its loss is divided by, where that is not its labels
     row: int = -1  # of once(): which row it is from; of Batches: the sample's place in its epoch
 
     @property
@@ -57,6 +58,7 @@ class Batch:
     labels: dict[str, Tensor]  # term -> labels
     extra: dict[str, Tensor] = field(default_factory=dict)  # types (1, N)
     prompts: tuple[int, ...] | None = None  # per document
+    sizes: dict[str, int] = field(default_factory=dict)  # term -> what its loss is divided by, where that is not its labels
     examples: tuple[Example, ...] = ()
 
     @property
@@ -73,7 +75,7 @@ class Batch:
 
     def counts(self) -> dict[str, int]:
         """Labels by term: what the sums of loss() are divided by, once added up over a step."""
-        return {term: len(labels) for term, labels in self.labels.items()}
+        return {term: len(labels) for term, labels in self.labels.items()} | self.sizes
 
     def to(self, device: torch.device | str) -> "Batch":
         def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -128,12 +130,15 @@ def collate(examples: Sequence[Example]) -> Batch:
     lengths = tuple(chain.from_iterable(example.documents for example in examples))
     at: dict[str, list[int]] = {}
     labels: dict[str, list[Any]] = {}
+    sizes: dict[str, int] = {}
     offset = 0
     for example in examples:
         for term, positions in example.at.items():
             at.setdefault(term, []).extend([offset + position for position in positions])
         for term, values in example.labels.items():
             labels.setdefault(term, []).extend(values)
+        for term, size in example.sizes.items():
+            sizes[term] = sizes.get(term, 0) + size
         offset += len(example.ids)
     extra: dict[str, Tensor] = {}
     if any(example.types for example in examples):
@@ -146,6 +151,7 @@ def collate(examples: Sequence[Example]) -> Batch:
         labels={term: _tensor(values) for term, values in labels.items()},
         extra=extra,
         prompts=prompts if any(prompts) else None,
+        sizes=sizes,
         examples=tuple(examples),
     )
 
@@ -153,7 +159,7 @@ def collate(examples: Sequence[Example]) -> Batch:
 def _tensor(values: list[Any]) -> Tensor:
     """torch.tensor, which takes its time with long lists, only where not all values are whole numbers."""
     try:
-        return torch.frombuffer(array("q", values), dtype=torch.long) if values else torch.tensor(values)
+        return torch.frombuffer(array("q", values), dtype=torch.long) if values else torch.tensor(values, dtype=torch.long)
     except TypeError:
         return torch.tensor(values)
 
