@@ -1,7 +1,8 @@
 """Baichuan: LLaMA with q, k, v stored as one matrix, W_pack. Yang et al. 2023, arXiv:2309.10305, section 2.
 
 The 7B models have rotary positions, the 13B ones ALiBi. Baichuan 2 compares states with output rows of length 1 (NormHead, section 2.5).
-All say model_type "baichuan": those with ALiBi have no max_position_embeddings in config.json, the second generation has z_loss_weight.
+All say model_type "baichuan": those with ALiBi have no max_position_embeddings in config.json; the second generation is told by its
+vocabulary or by z_loss_weight.
 Baichuan-7B is saved as the LLaMA that it is, so that everyone can read it.
 """
 
@@ -18,6 +19,8 @@ from luthier.core.transformer import Transformer
 from luthier.models._config import Reader, check_heads
 from luthier.models._llama import Projection, decoder, headless, llama_alias, llama_names, llama_projections, rotary_config
 from luthier.models._rope import read_rope, write_rope
+
+SECOND = 125_696  # the vocabulary of Baichuan 2
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Baichuan:
             theta=theta,
             eps=read("rms_norm_eps", 1e-6),
             act=read.activation("hidden_act", "silu"),
-            norm_head=read("z_loss_weight", None) is not None,
+            norm_head=read("vocab_size") == SECOND or read("z_loss_weight", None) is not None,
         )
 
     def fit(self, stored: set[str]) -> "Baichuan":
