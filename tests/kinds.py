@@ -11,7 +11,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from luthier.core.encoder_decoder import EncoderDecoder
 from luthier.models.albert import ALBERT
+from luthier.models.baichuan import Baichuan
 from luthier.models.bert import BERT
+from luthier.models.bloom import Bloom
 from luthier.models.gpt2 import GPT2
 from luthier.models.llama import Llama
 from luthier.models.roberta import RoBERTa
@@ -46,6 +48,9 @@ THEIRS = {
 ENCODERS, PAIRS = ("bert", "roberta", "modernbert"), ("t5", "bart")
 OURS = {
     "our llama": Llama(vocab=99, width=32, layers=2, heads=4, kv_heads=2, hidden=48),
+    "our qwen3": Llama(vocab=99, width=32, layers=2, heads=4, kv_heads=2, hidden=48, head_width=12, kind="qwen3"),
+    "our baichuan": Baichuan(vocab=99, width=32, layers=2, heads=4, hidden=48, alibi=True, norm_head=True),
+    "our bloom": Bloom(vocab=99, width=32, layers=2, heads=4),
     "our gpt2": GPT2(vocab=99, width=32, layers=2, heads=4, hidden=48),
     "our bert": BERT(vocab=99, width=32, layers=2, heads=4, hidden=48),
     "our albert": ALBERT(vocab=99, embed_width=16, width=32, layers=4, groups=2, heads=4, hidden=48),
@@ -67,9 +72,12 @@ LESS = (
     "bart",
     "our albert",
     "our roberta",
+    "our qwen3",
+    "our baichuan",
+    "our bloom",
 )  # what they add is in the long run
 kinds = pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow if kind in LESS else ()) for kind in KINDS])
-NO_BIAS = ("llama", "mistral", "qwen3", "gemma2", "phi3", "mixtral", "t5", "our llama", "our t5")
+NO_BIAS = ("llama", "mistral", "qwen3", "gemma2", "phi3", "mixtral", "t5", "our llama", "our qwen3", "our baichuan", "our t5")
 
 
 @lru_cache
