@@ -14,6 +14,7 @@ from kinds import LESS, THEIRS, build, logits, shake
 from luthier.anatomy.anatomy import anatomy
 from luthier.core.names import import_state
 from luthier.models.bert import BERT
+from luthier.models.bloom import Bloom
 from luthier.models.gpt2 import GPT2
 from luthier.models.llama import Llama
 from luthier.tuning._read import read
@@ -72,7 +73,7 @@ def saved_by_peft(kind: str, folder: Path, **settings) -> torch.Tensor:
 def ours_of(kind: str) -> nn.Module:
     """Our net with the weights of the transformers one."""
     module = build(kind)
-    architecture = {"llama": Llama, "mistral": Llama, "qwen2": Llama, "gpt2": GPT2, "bert": BERT}[kind]
+    architecture = {"gpt2": GPT2, "bert": BERT, "bloom": Bloom}.get(kind, Llama)
     net = architecture.from_config(module.config.to_dict()).build()  # type: ignore[union-attr, operator]
     names = net.config.names({"lm": 99})
     pooled = {ours: name for ours, name in names.items() if not ours.startswith("pooler")}
@@ -100,7 +101,7 @@ def test_we_load_what_peft_saves(kind: str, settings: dict, tmp_path):
     assert not torch.allclose(want, logits(build(kind)))
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "gpt2", "bert"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "bloom", "gpt2", "bert"])
 @pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
 def test_our_own_models_cross_both_ways(kind: str, fields: dict, tmp_path):
     net = ours_of(kind)
