@@ -73,7 +73,7 @@ def encoder(wordpiece: Tokenizer) -> Callable[..., tuple[Model, Any]]:
                 parameter.add_(0.2 * torch.randn_like(parameter))
         stored = theirs.state_dict()
         ours = BERT(
-            vocab=config.vocab_size, width=16, layers=2, heads=2, hidden=24, positions=64, dropout=0.0, attention_dropout=0.0,
+            vocab=config.vocab_size, width=16, layers=2, heads=2, hidden=24, positions=64, dropout=0.0, attention_dropout=0.0, label_dropout=0.0,
             lm=not heads, pooler="bert.pooler.dense.weight" in stored,
         ).build()  # fmt: skip
         for kind, labels in heads.items():
