@@ -23,6 +23,8 @@ from luthier.models.baichuan import Baichuan
 from luthier.models.bloom import Bloom
 from luthier.models.llama import Llama
 from luthier.models.qwen import Qwen
+from luthier.sources.load import load_model
+from luthier.sources.save import write_model
 
 COUNTS = {
     Llama: {
@@ -231,3 +233,52 @@ def test_a_configuration_of_published_keys_only_is_enough():
         "use_flash_attn": "auto", "use_logn_attn": True, "vocab_size": 151936,
     }  # fmt: skip
     assert Qwen.from_config(published) == Qwen() == Qwen.from_config(Config(**published).to_dict())
+
+
+FOLDERS = ["bloom", "qwen3", "qwen3_bias", "llama_three", "llama_yarn_mscale", "llama_longrope", "llama_dynamic"]
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+@torch.no_grad()
+def test_folders_cross_both_ways(kind, tmp_path):
+    theirs = reference(kind)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = load_model(tmp_path / "theirs")
+    assert gap(model.logits(sample()), theirs(sample()).logits) < 1e-12
+    model.save(tmp_path / "ours")
+    back = type(theirs).from_pretrained(tmp_path / "ours", dtype=torch.float64).eval()
+    assert gap(back(sample()).logits, theirs(sample()).logits) < 1e-12
+    assert torch.equal(load_model(tmp_path / "ours").logits(sample()), model.logits(sample()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "saved"), [("qwen", "qwen2"), ("baichuan_7b", "llama"), ("baichuan_13b", "baichuan"), ("baichuan2_7b", "baichuan")]
+)
+@torch.no_grad()
+def test_folders_of_published_forms_are_read_and_saved_for_everyone(kind, saved, tmp_path):
+    theirs = reference(kind)
+    write_model(tmp_path, theirs.config.to_dict(), theirs.state_dict())
+    model = load_model(tmp_path)
+    assert gap(model.logits(sample()), theirs(sample()).logits) < 1e-12
+    model.save(tmp_path / "ours")
+    again = load_model(tmp_path / "ours")
+    assert again.net.config.kind == saved and gap(again.logits(sample()), model.logits(sample())) < 1e-12
+    if saved != "baichuan":
+        back = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float64)
+        assert gap(back(sample()).logits, theirs(sample()).logits) < 1e-12
+
+
+@pytest.mark.parametrize(("kind", "name"), [("qwen3", "Qwen3"), ("mistral", "Mistral"), ("bloom", "Bloom")])
+@pytest.mark.parametrize("end", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
+@torch.no_grad()
+def test_label_heads_cross_both_ways(kind, name, end, tmp_path):
+    labels = {} if end == "QuestionAnswering" else {"num_labels": 3}
+    theirs = reference(kind, getattr(hf, f"{name}For{end}"), pad_token_id=0, **labels)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = load_model(tmp_path / "theirs")
+    model.save(tmp_path / "ours")
+    back, told = type(theirs).from_pretrained(tmp_path / "ours", dtype=torch.float64, output_loading_info=True)
+    assert not told["missing_keys"] and not told["unexpected_keys"]
+    for key, want in theirs.eval()(sample(1, 30)).items():
+        if "logits" in key:
+            assert gap(back.eval()(sample(1, 30))[key], want) < 1e-12

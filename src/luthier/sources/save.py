@@ -47,13 +47,13 @@ def hugging_face(model: Model, net: Transformer) -> tuple[dict[str, Any], dict[s
     """config.json and tensors by their published names."""
     heads, table = labels_of(net), model.anatomy.embed.parameters.get("weight")
     vocab = net.vocab if table is None else table.shape[0]  # an adaptive embedding has several tables
-    config = replace(net.config, vocab=vocab).saved()
+    config = (replace(net.config, vocab=vocab) if hasattr(net.config, "vocab") else net.config).saved()
     config = replace(config, **{kind: kind in heads for kind in ("lm", *PRETRAINING) if hasattr(config, kind)})
     table, state = config.names(heads), plain_parameters(model.anatomy)
     written = config.to_config() | special_ids(model) | label_settings(config.to_config(), heads)
     written["torch_dtype"] = written["dtype"] = str(model.dtype).removeprefix("torch.")
     tensors = export_state(table, {ours: state[ours] for ours in table})
-    if written["architectures"][0] in ("LlamaForQuestionAnswering", "Qwen2ForQuestionAnswering"):  # they alone call their backbone so
+    if written["architectures"][0] in [f"{name}ForQuestionAnswering" for name in ("Llama", "Qwen2", "Qwen3")]:  # they alone call it so
         tensors = {name.replace("model.", "transformer.", 1) if name.startswith("model.") else name: t for name, t in tensors.items()}
     return written, tensors
 
@@ -70,6 +70,8 @@ def label_settings(config: Mapping[str, Any], heads: Mapping[str, int]) -> dict[
     if kind is None:
         return {}
     stem = config["architectures"][0]
+    if "image_size" in config:
+        suffixes |= dict.fromkeys(("classify", "regress"), "ForImageClassification")
     if kind == "choose" and stem.endswith("LMHeadModel"):
         suffixes[kind] = "DoubleHeadsModel"
     for end in ("ForCausalLM", "ForMaskedLM", "ForPreTraining", "ForNextSentencePrediction", "LMHeadModel", "Model"):
