@@ -84,3 +84,21 @@ def sample(batch: int = 2, length: int = 200, seed: int = 0) -> Tensor:
 def gap(a: Tensor, b: Tensor) -> float:
     """The largest difference, relative to the mean size of b."""
     return ((a - b).abs().max() / b.abs().mean()).item()
+
+
+def dropped(monkeypatch: Any) -> list[tuple[float, tuple[int, ...]]]:
+    """A list that grows by (rate, shape) at every dropout from now on; attention's, which has no shape of its own, is (rate, "attention")."""
+    seen: list[Any] = []
+    drop, attend = nn.functional.dropout, nn.functional.scaled_dot_product_attention
+
+    def record(x, p=0.5, training=True, inplace=False):
+        seen.extend([(p, tuple(x.shape))] if training and p else [])
+        return drop(x, p, training, inplace)
+
+    def record_attention(q, k, v, mask=None, p=0.0, causal=False, dropout_p=0.0, is_causal=False, **rest):
+        seen.append((p or dropout_p, ("attention",)))
+        return attend(q, k, v, rest.pop("attn_mask", mask), 0.0, causal or is_causal, **rest)
+
+    monkeypatch.setattr(nn.functional, "dropout", record)
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", record_attention)
+    return seen

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from families.encoders import CLASSES, FACTORISED, TASKS
+from families.encoders import CLASSES, DROPOUT, FACTORISED, HEADS, TASKS
 from families.sizes import SMALL
-from oracles import FLOOR, KINDS, gap, ours, reference, sample
+from oracles import FLOOR, KINDS, dropped, gap, ours, reference, sample
 
 from luthier.anatomy.anatomy import anatomy
 from luthier.models.albert import ALBERT
@@ -138,6 +138,46 @@ def test_old_files_say_gamma_and_beta_leave_prefixes_out_and_hold_buffers(tmp_pa
     save_file(old | {"embeddings.position_ids": torch.arange(220)[None]}, tmp_path / "model.safetensors")
     net = load_model(tmp_path, "float64").net
     assert not net.heads and torch.equal(net.blocks[0].ffn_norm.weight, tensors["encoder.layer.0.output.LayerNorm.weight"])
+
+
+@pytest.mark.parametrize(("kind", "head"), [(kind, head) for kind in CLASSES if kind != "albert" for head in TASKS])
+def test_heads_drop_where_transformers_heads_do(kind, head, monkeypatch):
+    labels, end = TASKS[head]
+    rates = {"classifier_dropout": 0.4, "seq_classif_dropout": 0.4, "qa_dropout": 0.5, "summary_last_dropout": 0.6}
+    model = reference(kind, getattr(hf, CLASSES[kind] + end), num_labels=labels, **rates, **DROPOUT[kind]).train()
+    net = ours(kind, model, {head: labels}).train()
+    seen, ids = dropped(monkeypatch), sample(1, 20)
+    model(ids[None] if head == "choose" else ids)
+    want, seen[:] = list(seen), []
+    hidden = net.hidden(ids)
+    net.heads[head](hidden if head in ("tag", "spans") else hidden[:, 0])
+    assert seen == want
+
+
+def spoil(kind: str, head: str) -> dict[str, Any]:
+    tanh = nn.functional.gelu if kind == "distilbert" else torch.relu
+    found = {
+        "no pooler": lambda module: setattr(module, "pooler", nn.Identity()),
+        "another activation": lambda module: setattr(module.pooler, "act", tanh),
+        "pooler without its bias": lambda module: nn.init.zeros_(module.pooler.dense.bias),
+    }
+    return found if head in ("classify", "choose", "regress") else {}
+
+
+SPOILT = [(mutant, *row) for row in HEADS for mutant in spoil(row[0], row[1])]
+
+
+@pytest.mark.parametrize(("mutant", "kind", "head", "labels", "cls"), SPOILT)
+@torch.no_grad()
+def test_the_parity_of_heads_catches(mutant, kind, head, labels, cls):
+    model = reference(kind, cls, num_labels=labels)
+    net = ours(kind, model, {head: labels})
+    ids = sample(2, 60)
+    want = model(ids[None]).logits[0, :, None] if head == "choose" else model(ids).logits
+    state = net.hidden(ids)[:, 0]
+    assert gap(net.heads[head](state), want) < FLOOR
+    spoil(kind, head)[mutant](net.heads[head])
+    assert gap(net.heads[head](state), want) > 10 * FLOOR
 
 
 # Positions

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 from mutations import general
-from oracles import DECODERS, DROPOUT, EXEMPT, FLOOR, HEADS, KINDS, MUTANTS, gap, ours, reference, sample, theirs
+from oracles import DECODERS, DROPOUT, EXEMPT, FLOOR, HEADS, KINDS, MUTANTS, dropped, gap, ours, reference, sample, theirs
 
 from luthier.core.names import import_tensor
 
@@ -94,19 +93,7 @@ def test_the_parity_test_catches(mutant, kind):
 
 @pytest.mark.parametrize("kind", DROPOUT)
 def test_dropout_falls_where_transformers_lets_it_fall(kind, monkeypatch):
-    seen: list[tuple[float, tuple[int, ...]]] = []
-    drop, attend = nn.functional.dropout, nn.functional.scaled_dot_product_attention
-
-    def record(x, p=0.5, training=True, inplace=False):
-        seen.extend([(p, tuple(x.shape))] if training and p else [])
-        return drop(x, p, training, inplace)
-
-    def record_attention(q, k, v, mask=None, p=0.0, causal=False, dropout_p=0.0, is_causal=False, **rest):
-        seen.append((p or dropout_p, ("attention",)))
-        return attend(q, k, v, rest.pop("attn_mask", mask), 0.0, causal or is_causal, **rest)
-
-    monkeypatch.setattr(nn.functional, "dropout", record)
-    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", record_attention)
+    seen = dropped(monkeypatch)
     model = reference(kind, **DROPOUT[kind]).train()
     net = ours(kind, model).train()
     model(sample(1, 20))

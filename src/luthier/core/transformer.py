@@ -46,7 +46,7 @@ class Net(nn.Module, ABC):
 
         ids (B, T) int64; mask (B, T) bool, False for padding on either side; lengths: the one row holds documents of these lengths,
         which do not see each other and whose positions restart; prompts: with lengths, the first n tokens of each document see each
-        other; types (B, T) segment ids; positions (B, T); cache: these ids follow the ones in it; allow (B or 1, H or 1, T, T) bool.
+        other; types (B, T) segment ids; positions (B, T), from 0; cache: these ids follow the ones in it; allow (B or 1, H or 1, T, T) bool.
         """
 
     @abstractmethod

@@ -54,7 +54,8 @@ class RoBERTa:
     def build(self) -> Transformer:
         own = partial(Pooler, self.width, dropout=self.label_dropout)
         embed = _bert.embedding(self, rows=self.positions + self.pad + 1, pad=self.pad)
-        return _bert.encoder(self, embed, _bert.post_norm_blocks(self), act="gelu", poolers=dict.fromkeys(OWN, own))
+        rates = {"choose": self.dropout}
+        return _bert.encoder(self, embed, _bert.post_norm_blocks(self), act="gelu", poolers=dict.fromkeys(OWN, own), dropouts=rates)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "RoBERTa":

@@ -14,6 +14,7 @@ from luthier.sources.checkpoint import Checkpoint, some
 
 # The end of config.json's architectures entry -> the head it stands for.
 HEADS = {
+    "ForImageClassification": "classify",
     "ForSequenceClassification": "classify",
     "ForTokenClassification": "tag",
     "ForQuestionAnswering": "spans",
@@ -60,7 +61,7 @@ def match(checkpoint: Checkpoint) -> Match:
         config = arch.from_config(checkpoint.config)
         sizes = {key: getattr(config, key) for key in ("vocab", "width", "layers", "heads", "hidden") if hasattr(config, key)}
         wrong = [f"{key}={value!r}" for key, value in sizes.items() if not isinstance(value, int) or value < 0]
-        if wrong or config.layers > len(checkpoint.tensors):
+        if wrong or (config.layers > len(checkpoint.tensors) and not hasattr(config, "share")):  # layers may share their tensors
             raise ValueError(
                 f"it asks for {', '.join(wrong) or f'{config.layers} layers, and there are {len(checkpoint.tensors)} tensors'}"
             )
