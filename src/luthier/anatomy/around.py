@@ -40,6 +40,10 @@ class Adapter(nn.Module):
         """Parameters with which the bare base does what base and adapter do together."""
         raise ValueError(f"{type(self).__name__} cannot be merged: its output is not linear in its input")
 
+    def stored(self) -> Values:
+        """What a file keeps of it, by name: tensors that reading fills in place."""
+        return dict(self.named_parameters())
+
     def low_rank(self) -> LowRankTerm | None:
         """The term to add to the base's output, if that is all it does (and no dropout is on)."""
         return None
@@ -127,13 +131,13 @@ class Around(Adapted):
         for name in names:
             if name in self.adapters:
                 changed |= self._adapter(name).merged(current | changed)
-        return self._stored(changed)
+        return self.as_stored(changed)
 
     def parameters_by_name(self) -> Values:
         """The base's own parameters, the weight turned to (O, I)."""
-        return self._stored({name: value for name, value in self.base._parameters.items() if value is not None})
+        return self.as_stored({name: value for name, value in self.base._parameters.items() if value is not None})
 
-    def _stored(self, values: Values) -> Values:
+    def as_stored(self, values: Values) -> Values:
         return {name: value.T if name == "weight" and transposed(self.base) else value for name, value in values.items()}
 
     def _adapter(self, name: str) -> Adapter:
@@ -151,7 +155,7 @@ class Around(Adapted):
         own: Values = {}
         for adapter in adapters:
             own |= adapter.values(self.parameters_by_name() | own)
-        call: Callable = partial(functional_call, self.base, self._stored(own)) if own else self.base
+        call: Callable = partial(functional_call, self.base, self.as_stored(own)) if own else self.base
         once = _Once(lambda z: call((z, *args), kwargs) if own else call(z, *args, **kwargs))
         return stack(adapters, once)(x)
 

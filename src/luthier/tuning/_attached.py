@@ -43,6 +43,7 @@ class Attached:
     load_of: Callable[[Path], None] | None = None
     penalty_of: Callable[[], Tensor] | None = None
     step_of: Callable[[int], None] | None = None
+    memory: dict[str, Tensor] = field(default_factory=dict)  # what the method remembers from step to step; goes with every checkpoint
 
     def groups(self) -> list[Group]:
         """The trainable parameters by learning rate."""
@@ -62,18 +63,22 @@ class Attached:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that trains, by name: what a checkpoint needs for going on to the bit."""
-        return {name: parameter.detach() for name, parameter in self.parameters.items()}
+        return {name: value.detach() for name, value in self._held().items()}
+
+    def _held(self) -> dict[str, Tensor]:
+        return self.parameters | self.memory
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the values of `state()` back. Refuses when a name or a shape does not fit, and changes nothing then."""
-        missing, unexpected = sorted(self.parameters.keys() - tensors.keys()), sorted(tensors.keys() - self.parameters.keys())
-        shapes = [name for name, value in tensors.items() if name in self.parameters and value.shape != self.parameters[name].shape]
+        held = self._held()
+        missing, unexpected = sorted(held.keys() - tensors.keys()), sorted(tensors.keys() - held.keys())
+        shapes = [name for name, value in tensors.items() if name in held and value.shape != held[name].shape]
         if missing or unexpected or shapes:
             told = [f"{what}: {', '.join(names)}" for what, names in _problems(missing, unexpected, shapes) if names]
             raise ValueError(f"the saved state of {self.name!r} is of another model or method; {'; '.join(told)}")
         with torch.no_grad():
             for name, value in tensors.items():
-                self.parameters[name].copy_(value)
+                held[name].copy_(value)
 
     def save(self, directory: str | Path) -> None:
         """Write the adapter as a peft folder, with luthier_state.safetensors beside it."""
@@ -89,7 +94,8 @@ class Attached:
             return self.load_of(Path(directory))
         self.anatomy.remove(self.name)
         again = read(self.anatomy, Path(directory), self.name, trainable=True)
-        self.method, self.parameters = again.method, again.parameters
+        for part in ("method", "parameters", "rates", "penalty_of", "step_of", "memory"):
+            setattr(self, part, getattr(again, part))
 
 
 def _problems(missing: list[str], unexpected: list[str], shapes: list[str]) -> list[tuple[str, list[str]]]:

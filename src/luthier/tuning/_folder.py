@@ -26,6 +26,8 @@ class Folder:
         stored = Safetensors([path / WEIGHTS])
         self.tensors = {name.removeprefix(PREFIX): stored.read(name) for name in stored.specs}
         note = read_header(path / STATE)[1] if (path / STATE).is_file() else {}
+        beside = Safetensors([path / STATE]) if (path / STATE).is_file() else None
+        self.state = {name: beside.read(name) for name in beside.specs} if beside else {}
         self.fused: dict[str, list[int]] = json.loads(note.get("fused", "{}"))
         self.method: dict[str, Any] = json.loads(note.get("method", "{}"))
         self.tokens: list[str] = json.loads(note.get("tokens", "[]"))

@@ -49,6 +49,16 @@ class Names:
         """The path of the stored module that holds a place."""
         return self.stored(site.path, "weight").path.removesuffix(".weight")
 
+    def prefix(self, path: str, role: str | None = None) -> str:
+        """What the tensors of an adapter stand under: the stored module it is around, and the role where several share that module."""
+        try:
+            module = self.stored(path, "weight").path.removesuffix(".weight")
+        except KeyError:  # a sublayer, which no file knows
+            return path
+        places = self.places.get(module, [])
+        role = role or next((place.site.role for place in places if place.site.path == path), "")
+        return f"{module}.{role}" if len(places) > 1 else module
+
     def total(self, module: str) -> int:
         """How many output rows the stored module has."""
         places = self.places[module]

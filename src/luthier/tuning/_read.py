@@ -23,7 +23,7 @@ from luthier.tuning._lowrank import around
 from luthier.tuning._match import pattern, targets
 from luthier.tuning._names import Names, Place
 from luthier.tuning._own import train_own
-from luthier.tuning._reading import BASE, ENDS, Reading, ReadValues, set_values
+from luthier.tuning._reading import BASE, ENDS, Reading, ReadPlain, set_values
 from luthier.tuning._vocabulary import grow
 
 READ = {
@@ -39,7 +39,7 @@ def read(anatomy: Anatomy, directory: Path, name: str = "default", trainable: bo
     folder = Folder(directory)
     folder.kind  # noqa: B018  refused before anything is touched
     try:
-        attached = (_LoRA if folder.kind == "lora" else ReadValues)(Names(anatomy), folder, name).attached()
+        attached = FORMATS.get(folder.kind, ReadPlain)(Names(anatomy), folder, name).attached()
     except BaseException:
         anatomy.remove(name)
         raise
@@ -219,3 +219,6 @@ class _LoRA(Reading):
 
 def _same(here: Tensor, stored: Tensor) -> bool:
     return here.shape == stored.shape and torch.equal(here.detach().cpu().to(stored.dtype), stored)
+
+
+FORMATS: dict[str, type[Reading]] = {"lora": _LoRA}  # kind of method -> how peft's files of it are read

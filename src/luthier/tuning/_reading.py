@@ -1,4 +1,4 @@
-"""One adapter's folder going onto one model: what every kind of adapter shares, and those that are other values of parameters."""
+"""One adapter's folder going onto one model: what every kind of adapter shares, and the plain kind that names its own tensors."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier import lookup
-from luthier.anatomy.around import OnRows, Own
+from luthier.anatomy.around import Own
 from luthier.anatomy.table import transposed
 from luthier.config import build
 from luthier.sources.checkpoint import some
@@ -14,6 +14,7 @@ from luthier.tuning._attached import Attached
 from luthier.tuning._folder import DELTA, Folder
 from luthier.tuning._names import Names
 from luthier.tuning._own import NewRows, train_rows, vocabulary
+from luthier.tuning._stored import adapters, parts
 
 ENDS = {".lora_A.weight": "a", ".lora_B.weight": "b", ".lora_embedding_A": "a", ".lora_embedding_B": "b"}
 BASE = ".base_layer.weight"
@@ -27,6 +28,10 @@ class Reading:
         self.anatomy, self.config = names.anatomy, folder.config
         self.parameters: dict[str, nn.Parameter] = {}
         self.tensors = {self._known(stored): value for stored, value in folder.tensors.items()}
+
+    def attached(self) -> Attached:
+        """The method, on the model, with the file's values."""
+        raise NotImplementedError
 
     def refuse(self, missing: Iterable[str], unexpected: Iterable[str], shapes: Iterable[str] = ()) -> None:
         """One sentence with everything that does not fit."""
@@ -67,24 +72,35 @@ class Reading:
     def _known(self, stored: str) -> str:
         """A stored name as this model has it: the file may be of the bare backbone, or the model may."""
         end = next((end for end in (*ENDS, DELTA, BASE) if stored.endswith(end)), "")
-        module, tail = (stored.removesuffix(end), end) if end else (stored.rpartition(".")[0], "." + stored.rpartition(".")[2])
-        found = self.names.find(module)
-        return stored if found is None else found + tail
+        parts = [stored.removesuffix(end)] if end else _stems(stored)
+        found = ((self.names.find(module), stored.removeprefix(module)) for module in parts)
+        return next((module + tail for module, tail in found if module is not None), stored)
 
 
-class ReadValues(Reading):
-    """Our own kinds: some of the model's parameters have other values."""
+def _stems(stored: str) -> list[str]:
+    """a.b for a.b.weight, then shorter ones: an adapter's tensors may have names of several parts."""
+    parts = stored.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
+
+
+class ReadPlain(Reading):
+    """Methods that peft does not have: attached by their fields, then filled."""
 
     def attached(self) -> Attached:
-        method = build(lookup.lookup("tuning", self.folder.kind), self.config["luthier"])
-        attached = method.attach(self.anatomy, self.name)
-        used: set[str] = set()
-        missing: list[str] = []
-        shapes: list[str] = []
+        attached = build(lookup.lookup("tuning", self.folder.kind), self.config["luthier"]).attach(self.anatomy, self.name)
+        self.fill(adapters(self.names, self.name))
+        return attached
+
+    def fill(self, wanted: dict[str, Tensor]) -> None:
+        """Put the file's tensors into these and into everything that trains beside them. Refuses where they are not one to one."""
+        used, missing, fills = set(wanted), list[str](), list[tuple[str, Tensor, Tensor]]()
+        for stored, tensor in wanted.items():
+            if stored in self.tensors:
+                fills.append((stored, tensor, self.tensors[stored]))
+            else:
+                missing.append(stored)
         for path, wrapped in self.anatomy.arounds():
-            adapter = dict(wrapped.adapters.items()).get(self.name)
-            parts = adapter.items() if isinstance(adapter, OnRows) else [(None, adapter)]
-            for rows, part in parts:
+            for _, rows, part in parts(wrapped, self.name):
                 for parameter, own in part.own.items() if isinstance(part, Own) else ():
                     stored = self.names.stored(path, parameter).path
                     value = self.names.read(path, parameter, self.tensors)
@@ -93,19 +109,16 @@ class ReadValues(Reading):
                         missing.append(stored)
                         continue
                     value = value.T if parameter == "weight" and transposed(wrapped.base) else value
-                    value = value if rows is None else value[rows]
-                    shapes += [stored] if value.shape != own.shape else []
-                    set_values(own, value if value.shape == own.shape else own)
-            if (
-                isinstance(adapter, NewRows)
-                and (delta := f"{self.names.stored(path, 'weight').path.removesuffix('.weight')}{DELTA}") in self.tensors
-            ):
-                used.add(delta)
-                set_values(adapter.rows_KD, self.tensors[delta])
+                    fills.append((stored, own, value if rows is None else value[rows]))
+                if isinstance(part, NewRows) and (delta := self.names.prefix(path) + DELTA) in self.tensors:
+                    used.add(delta)
+                    fills.append((delta, part.rows_KD, self.tensors[delta]))
+        shapes = [f"{stored} is {tuple(v.shape)}, here {tuple(t.shape)}" for stored, t, v in fills if t.shape != v.shape]
         self.refuse(missing, self.tensors.keys() - used, shapes)
-        return attached
+        for _, tensor, value in fills:
+            set_values(tensor, value)
 
 
-def set_values(parameter: nn.Parameter, value: Tensor) -> None:
+def set_values(tensor: Tensor, value: Tensor) -> None:
     with torch.no_grad():
-        parameter.copy_(value)
+        tensor.copy_(value)

@@ -1,0 +1,107 @@
+"""Low-rank terms in peft's LoRA format.
+
+Several low-rank terms on one fused projection become one of the ranks' sum, block-diagonal in B, with alpha set so that the scale stays.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.tuning._attached import Attached
+from luthier.tuning._lowrank import LowRank, LowRankEmbedding
+from luthier.tuning._match import choose, patterns
+from luthier.tuning._names import Names
+from luthier.tuning._stored import Written, own_values
+
+
+def lora(attached: Attached, names: Names) -> Written:
+    """Low-rank terms, and beside them the modules that train whole."""
+    tensors: dict[str, Tensor] = {}
+    fused: dict[str, list[int]] = {}
+    low_rank = {module: terms for module in names.places if (terms := _terms(names, module, attached.name))}
+    for module in low_rank:
+        tensors |= _tensors(names, module, attached.name)
+        if len(names.places[module]) > 1:
+            fused[module] = [term.rank if term else 0 for term in terms_by_place(names, module, attached.name)]
+    stored = beside(attached, names)
+    config = {"peft_type": "LORA"} | _lora(attached, names, low_rank) | saved_whole(attached, names, stored, low_rank.keys())
+    return Written(config, tensors | stored, notes={"fused": fused})
+
+
+def beside(attached: Attached, names: Names) -> dict[str, Tensor]:
+    """The modules that train whole. What only shares a parameter with the module that uses it (BERT's decoder bias) is none of its own."""
+    own = own_values(attached)
+    own = {(path, name): value for (path, name), value in own.items() if not list(attached.anatomy.at(path).module.children())}
+    return names.export(own, whole=True)
+
+
+def _lora(attached: Attached, names: Names, low_rank: dict[str, list[LowRank]]) -> dict[str, Any]:
+    method = asdict(attached.method)
+    rank, alpha, rslora = method["rank"], method["alpha"], method["rslora"]
+    ranks = {module: sum(term.rank for term in terms) for module, terms in low_rank.items()}
+    alphas = {module: _round(_scale(terms) * (ranks[module] ** (0.5 if rslora else 1))) for module, terms in low_rank.items()}
+    return {
+        "r": rank, "lora_alpha": _round(alpha), "lora_dropout": method["dropout"], "use_rslora": rslora,
+        "rank_pattern": patterns(ranks, rank), "alpha_pattern": patterns(alphas, _round(alpha)), "bias": "none", "use_dora": False,
+        "fan_in_fan_out": any(names.fan_in_fan_out(module) for module in low_rank), "init_lora_weights": method["start"] != "gaussian" or "gaussian",
+        "alora_invocation_tokens": None, "arrow_config": None, "corda_config": None, "eva_config": None, "exclude_modules": None,
+        "kasa_config": None, "layer_replication": None, "layers_pattern": None, "loftq_config": {}, "lora_bias": False, "lora_ga_config": None,
+        "megatron_config": None, "megatron_core": "megatron.core", "monteclora_config": None, "qalora_group_size": 16, "target_parameters": None,
+        "use_bdlora": None, "use_qalora": False, "velora_config": None, "trainable_token_indices": None, "ensure_weight_tying": False,
+    }  # fmt: skip
+
+
+def saved_whole(attached: Attached, names: Names, stored: dict[str, Tensor], modules: Any) -> dict[str, Any]:
+    """modules_to_save, and which modules the low-rank terms are around."""
+    saved = sorted({name.rpartition(".")[0] for name in stored})
+    both = sorted(set(saved) & set(modules))
+    if both:
+        raise ValueError(f"{', '.join(both)} holds a part that trains whole and one with low-rank terms, which peft's format cannot say")
+    config: dict[str, Any] = {"modules_to_save": saved or None}
+    body = attached.anatomy
+    tied = [names.stored(site.path, name).path for site, name in body.owners(body.embed.module.weight)]  # type: ignore[arg-type]
+    # peft ties a head to embed_tokens alone, and gives it no bias
+    if (
+        set(tied) <= stored.keys()
+        and sorted(name.split(".")[-2] for name in tied) == ["embed_tokens", "lm_head"]
+        and "lm_head.bias" not in stored
+    ):
+        config["ensure_weight_tying"] = True
+        config["modules_to_save"] = [name for name in saved if name != "lm_head"]
+    around = {module for module in modules if names.places[module][0].site.layer < 0}
+    return config | choose(set(modules), names.everything(), config, around)
+
+
+def terms_by_place(names: Names, module: str, name: str) -> list[LowRank | None]:
+    found = [place.site.adapter(name) for place in names.places[module]]
+    return [adapter if isinstance(adapter, LowRank) else None for adapter in found]
+
+
+def _terms(names: Names, module: str, name: str) -> list[LowRank]:
+    return [term for term in terms_by_place(names, module, name) if term is not None]
+
+
+def _scale(terms: list[LowRank]) -> float:
+    return terms[0].scale
+
+
+def _tensors(names: Names, module: str, name: str) -> dict[str, Tensor]:
+    terms = _terms(names, module, name)
+    if isinstance(terms[0], LowRankEmbedding):
+        return {f"{module}.lora_embedding_A": terms[0].a_RI, f"{module}.lora_embedding_B": terms[0].b_OR}
+    if len(names.places[module]) == 1:
+        return {f"{module}.lora_A.weight": terms[0].a_RI, f"{module}.lora_B.weight": terms[0].b_OR}
+    b_OR = terms[0].b_OR.new_zeros(names.total(module), sum(term.rank for term in terms))
+    column = 0
+    for place, term in zip(names.places[module], terms_by_place(names, module, name), strict=True):
+        if term is not None and place.rows is not None:
+            block = term.b_OR.detach() * (term.scale / _scale(terms))
+            b_OR[place.rows.to(b_OR.device), column : column + term.rank] = block
+            column += term.rank
+    return {f"{module}.lora_A.weight": torch.cat([term.a_RI for term in terms]), f"{module}.lora_B.weight": b_OR}
+
+
+def _round(value: float) -> float | int:
+    return round(value) if abs(value - round(value)) < 1e-9 else value
