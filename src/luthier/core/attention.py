@@ -62,28 +62,51 @@ class Mask:
 Attend = Callable[..., Tensor]
 
 
+Prefix = tuple[Tensor, Tensor]  # keys and values, each (G, P, K)
+
+
 def attend(
-    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Mask, bias: Tensor | None = None, scale: float | None = None, dropout: float = 0.0
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSK: Tensor,
+    mask: Mask,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    prefix: Prefix | None = None,
 ) -> Tensor:
     """softmax(q k^T * scale + bias) v over the keys that `mask` lets each query see; (B, H, T, K). A query that sees no key gives 0.
 
-    scale defaults to K^-0.5; bias is additive, (1 or B, H, T, S), and in a packed row the same for each document.
+    scale defaults to K^-0.5; bias is additive, (1 or B, H, T, S), and in a packed row the same for each document. prefix: keys and values
+    that stand before those of every row and document; all queries see them, without a bias.
     """
     if mask.lengths is not None and len(mask.lengths) > 1:
-        return _packed(q_BHTK, k_BGSK, v_BGSK, mask, bias, scale, dropout)
+        return _packed(q_BHTK, k_BGSK, v_BGSK, mask, bias, scale, dropout, prefix)
     prompt = torch.tensor(mask.prompts, device=q_BHTK.device) if mask.prompts else None
-    return _padded(q_BHTK, k_BGSK, v_BGSK, mask, prompt, bias, scale, dropout)
+    return _padded(q_BHTK, k_BGSK, v_BGSK, mask, prompt, bias, scale, dropout, prefix)
 
 
 def _padded(
-    q: Tensor, k: Tensor, v: Tensor, mask: Mask, prompt_B: Tensor | None, bias: Tensor | None, scale: float | None, dropout: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Mask,
+    prompt_B: Tensor | None,
+    bias: Tensor | None,
+    scale: float | None,
+    dropout: float,
+    prefix: Prefix | None,
 ) -> Tensor:
     queries, keys = q.shape[2], k.shape[2]
     grouped = q.shape[1] != k.shape[1]
-    if mask.plain and prompt_B is None and bias is None and (not mask.causal or queries == keys or queries == 1):
+    if prefix is None and mask.plain and prompt_B is None and bias is None and (not mask.causal or queries == keys or queries == 1):
         causal = mask.causal and queries > 1
         return F.scaled_dot_product_attention(q, k, v, None, dropout, causal, scale=scale, enable_gqa=grouped)
     allow = mask.matrix(queries, keys, q.device, prompt_B)
+    if prefix is not None:
+        k, v = (torch.cat([before.to(x.dtype).expand(x.shape[0], -1, -1, -1), x], 2) for before, x in zip(prefix, (k, v), strict=True))
+        allow = None if allow is None else F.pad(allow, (k.shape[2] - keys, 0), value=True)
+        bias = None if bias is None else F.pad(bias, (k.shape[2] - keys, 0))
     if allow is None:
         return F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scale, enable_gqa=grouped)
     # Softmax over nothing is undefined (additive masks cancel and everything is seen): such rows see all, then are set to 0.
@@ -94,13 +117,16 @@ def _padded(
     return out.masked_fill(~sighted, 0.0)
 
 
-def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Mask, bias: Tensor | None, scale: float | None, dropout: float) -> Tensor:
+def _packed(
+    q: Tensor, k: Tensor, v: Tensor, mask: Mask, bias: Tensor | None, scale: float | None, dropout: float, prefix: Prefix | None
+) -> Tensor:
     """On a CPU document by document; elsewhere each document becomes a row of a padded batch, and comes back."""
     assert mask.lengths is not None and q.shape[0] == 1
     described = mask.window is None and mask.prompts is None and mask.keys is None and mask.allow is None
     alike = described and mask.key_lengths in (None, mask.lengths)
     if q.device.type == "cpu" and bias is None and dropout == 0.0 and alike:
-        return packed_attention(q[0], k[0], v[0], mask.lengths, mask.causal, scale or q.shape[-1] ** -0.5)[None]
+        keys, values, more = (k[0], v[0], 0) if prefix is None else (*_led(prefix, k[0], v[0], mask.lengths), prefix[0].shape[1])
+        return packed_attention(q[0], keys, values, mask.lengths, mask.causal, scale or q.shape[-1] ** -0.5, more)[None]
     place = unpack_index(mask.lengths, q.device)
     key_place = place if mask.key_lengths is None else unpack_index(mask.key_lengths, q.device)
     real_BT = place >= 0
@@ -109,8 +135,14 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Mask, bias: Tensor | None, sc
     keys = key_place >= 0
     keys = keys if mask.keys is None else keys & mask.keys[0][key_place.clamp(min=0)]
     inner = replace(mask, lengths=None, key_lengths=None, prompts=None, keys=keys)
-    out = _padded(q, k, v, inner, prompt, bias, scale, dropout)
+    out = _padded(q, k, v, inner, prompt, bias, scale, dropout, prefix)
     return out.transpose(1, 2)[real_BT].transpose(0, 1)[None]
+
+
+def _led(prefix: Prefix, k_GNK: Tensor, v_GNK: Tensor, lengths: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Keys and values with the prefix before those of each document."""
+    pairs = ((before.to(x.dtype), x.split(list(lengths), 1)) for before, x in zip(prefix, (k_GNK, v_GNK), strict=True))
+    return tuple(torch.cat([part for document in documents for part in (before, document)], 1) for before, documents in pairs)
 
 
 def unpack_index(lengths: tuple[int, ...], device: torch.device) -> Tensor:
@@ -125,7 +157,7 @@ class Attention(nn.Module):
     """Multi-head attention. kv_heads < heads shares keys and values among groups of query heads; 1 is multi-query.
 
     `attend` is the attention call itself, which a tuning method may replace. norm: makes norms of one head's width, which queries and keys
-    go through before they are turned.
+    go through before they are turned. memory_width: of what keys and values are made of, where that is another width.
     """
 
     fans = ("q", "k", "v")  # they share their input
@@ -142,13 +174,14 @@ class Attention(nn.Module):
         scale: float | None = None,
         window: int | None = None,
         dropout: float = 0.0,
+        memory_width: int | None = None,
         norm: Callable[[int], nn.Module] | None = None,
     ):
         super().__init__()
         self.heads, self.kv_heads, self.head_width = heads, kv_heads or heads, head_width or width // heads
         self.q = nn.Linear(width, heads * self.head_width, bias)
-        self.k = nn.Linear(width, self.kv_heads * self.head_width, bias)
-        self.v = nn.Linear(width, self.kv_heads * self.head_width, bias)
+        self.k = nn.Linear(memory_width or width, self.kv_heads * self.head_width, bias)
+        self.v = nn.Linear(memory_width or width, self.kv_heads * self.head_width, bias)
         self.o = nn.Linear(heads * self.head_width, width, bias if out_bias is None else out_bias)
         self.q_norm, self.k_norm = (None, None) if norm is None else (norm(self.head_width), norm(self.head_width))
         self.scale, self.window, self.dropout = scale, window, dropout

@@ -87,7 +87,7 @@ def around(body: Anatomy, net: Transformer) -> dict[str, Any]:
     """What stands before and behind the blocks."""
     inside = {id(p) for stack in body.stacks.values() for p in stack.blocks.parameters()}
     embed = {id(p): p.numel() for p in net.embed.parameters()}
-    parts: dict[str, Any] = {"embed": {"shape": list(net.embed.token.weight.shape), "parameters": sum(embed.values())}}
+    parts: dict[str, Any] = {"embed": {"shape": list(body.embed.weight.shape) if body.has("embed") else [], "parameters": sum(embed.values())}}
     for kind, labels in labels_of(net).items():
         own = {id(p): p.numel() for p in net.heads[kind].parameters() if id(p) not in embed}
         parts[f"head {kind}"] = {"labels": labels, "parameters": sum(own.values()), "tied": kind == "lm" and body.tied}

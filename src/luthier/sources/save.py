@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +34,8 @@ def save_model(model: Model, folder: Path, shard_bytes: int = SHARD_BYTES) -> No
         state = plain_parameters(model.anatomy)
         write = lambda place: module.save_pretrained(place, state_dict=state, max_shard_size=shard_bytes)  # noqa: E731
         size = sum(tensor.nbytes for tensor in state.values())
-    elif isinstance(model.net, Transformer):
-        config, tensors = hugging_face(model, model.net)
+    elif hasattr(getattr(model.net, "config", None), "to_config"):  # an architecture of ours; a net that reads another's states has none
+        config, tensors = hugging_face(model, cast(Transformer, model.net))
         write = lambda place: write_model(place, config, tensors, shard_bytes)  # noqa: E731
         size = sum(tensor.nbytes for tensor in tensors.values())
     else:
@@ -45,7 +45,7 @@ def save_model(model: Model, folder: Path, shard_bytes: int = SHARD_BYTES) -> No
 
 def hugging_face(model: Model, net: Transformer) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """config.json and tensors by their published names."""
-    heads, table = labels_of(net), model.anatomy.embed.parameters.get("weight")
+    heads, table = labels_of(net), model.anatomy.embed.parameters.get("weight") if model.anatomy.has("embed") else None
     vocab = net.vocab if table is None else table.shape[0]  # an adaptive embedding has several tables
     config = (replace(net.config, vocab=vocab) if hasattr(net.config, "vocab") else net.config).saved()
     config = replace(config, **{kind: kind in heads for kind in ("lm", *PRETRAINING) if hasattr(config, kind)})
