@@ -38,18 +38,38 @@ class Description:
 
 @lru_cache
 def parse(path: Path) -> ast.Module:
+    """The file's tree, without what stands inside functions: to parse that is most of the work."""
+    text = path.read_text(encoding="utf-8")
     try:
-        return ast.parse(path.read_text(encoding="utf-8"))
+        return ast.parse(outline(text))
+    except SyntaxError:  # a layout that the outline was not made for, or a mistake in the file
+        pass
+    try:
+        return ast.parse(text)
     except SyntaxError as error:
         raise ValueError(f"{path}:{error.lineno}: not Python: {error.msg}") from None
+
+
+def outline(text: str) -> str:
+    """The source with empty functions. Lines stay where they were."""
+    lines, depth = [], -1  # depth: of the function that is being left out
+    for line in text.split("\n"):
+        stripped = line.lstrip()
+        indent = len(line) - len(stripped)
+        if depth >= 0 and (not stripped or indent > depth or stripped.startswith(")")):
+            lines.append("")
+            continue
+        depth = indent if stripped.startswith(("def ", "async def ")) else -1
+        lines.append(f"{line[:indent]}def _(): ..." if depth >= 0 else line)
+    return "\n".join(lines)
 
 
 def read(path: Path, cls: str | None = None) -> Description:
     """The description of class `cls`, or of the one public dataclass, in the file at `path`."""
     tree = parse(path)
-    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     if cls is None:
-        node = only([node for node in classes if node in tree.body and is_dataclass_node(node) and not node.name.startswith("_")], path)
+        node = only([node for node in classes if is_dataclass_node(node) and not node.name.startswith("_")], path)
     else:
         node = next(node for node in classes if node.name == cls)
     title, paper = heading(ast.get_docstring(tree) or "")
