@@ -51,6 +51,16 @@ def test_the_scalar_mix_is_gamma_times_the_softmax_weighted_sum() -> None:
     torch.testing.assert_close(mix(states_SND), expected)
 
 
+def test_vectors_of_the_tokens_stand_beside_the_mix(tmp_path: Path) -> None:
+    model, plain = tuned(tmp_path, vectors=3), tuned(tmp_path)
+    with torch.no_grad():
+        hidden = model.net.hidden(IDS, lengths=LENGTHS)
+        torch.testing.assert_close(hidden[..., :8], plain.net.hidden(IDS, lengths=LENGTHS))
+        assert isinstance(model.net, FeatureNet) and model.net.words is not None
+        assert torch.equal(hidden[..., 8:], model.net.words(IDS)) and model.net.heads["tag"].out.in_features == 11
+    assert learnt(model).keys() - learnt(plain).keys() == {"words.weight"}
+
+
 def test_hidden_is_the_mix_of_the_net_s_own_states_without_dropout(tmp_path: Path) -> None:
     model = tuned(tmp_path)
     base = bert().net.eval()

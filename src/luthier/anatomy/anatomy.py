@@ -242,6 +242,8 @@ def anatomy(net: nn.Module) -> Anatomy:
         if isinstance(module, nn.ModuleList) and (parts := parts_of(module, kind)):
             name = _unused(_stack_name(path, root), stacks)
             stacks[name] = Stack(name, path, module, parts)
+    if not stacks and isinstance(root, Net) and isinstance(own := getattr(root, "blocks", None), nn.ModuleList):
+        stacks["encoder"] = Stack("encoder", "blocks", own, {})  # layers without a part that has a role (ELMo's)
     if not stacks:
         raise ValueError(f"no layout fits {type(root).__name__} (model_type {kind!r}); add a row to ATTENTION in anatomy/table.py")
     switches = (module.switch for module in root.modules() if isinstance(module, Around))

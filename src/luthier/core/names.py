@@ -40,10 +40,15 @@ def import_tensor(name: Name, stored: Tensor) -> Tensor:
     """Our tensor out of the stored one; a view, not a copy, unless its rows lie apart."""
     if name.shape is not None:
         stored = stored.flatten(1) if len(name.shape) > 2 else stored.flatten()
-    ours = stored.T if name.transposed else stored
+    ours = turned(stored) if name.transposed else stored
     if name.rows is None:
         return ours
     return ours.unflatten(0, (-1, name.every))[:, slice(*name.rows)].flatten(0, 1) if name.every else ours[slice(*name.rows)]
+
+
+def turned(tensor: Tensor) -> Tensor:
+    """Its dimensions in the reverse order."""
+    return tensor.permute(*range(tensor.dim())[::-1])
 
 
 def import_state(names: Mapping[str, Name], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -65,6 +70,6 @@ def export_state(names: Mapping[str, Name], state: Mapping[str, Tensor]) -> dict
         tensors = [tensor for _, tensor in sorted(pieces, key=lambda piece: piece[0])]
         whole = torch.cat(tensors, int(every)) if len(tensors) > 1 else tensors[0]
         whole = whole.flatten(0, 1) if every else whole
-        whole = (whole.T if forms[path].transposed else whole).contiguous()
+        whole = (turned(whole) if forms[path].transposed else whole).contiguous()
         out[path] = whole if forms[path].shape is None else whole.view(forms[path].shape)
     return out

@@ -12,7 +12,14 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     ValueError or OSError, in one sentence, where there is none or it is damaged.
     """
     path = locate(source)
-    if path.is_dir():
+    if path.is_dir() and not (path / "config.json").exists() and any(path.glob("*weights.hdf5")):
+        from luthier.sources.hdf5 import open_hdf5, published
+
+        files = published(path)
+        if files is None:
+            raise ValueError(f"{path}: ELMo is one file *options.json and one *weights.hdf5; there are others beside them")
+        checkpoint = open_hdf5(*files)
+    elif path.is_dir():
         checkpoint = open_directory(path)
     elif path.suffix == ".gguf":
         from luthier.sources.gguf import open_gguf

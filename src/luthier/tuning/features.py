@@ -2,7 +2,8 @@
 
 The net is only read, each text once, and its states are kept on disk, so an epoch costs what the head costs. Of a token's states h_k
 (k = 0 the embedding, 1..L the layers) the head sees gamma * sum_k softmax(w)_k h_k, with gamma = 1 and w = 0 at the start (mix: scalar), or
-all of them side by side (mix: concat; with last: 4 it is BERT's feature-based way). A BiLSTM may stand between them and the head.
+all of them side by side (mix: concat; with last: 4 it is BERT's feature-based way). Vectors of the tokens themselves may be learnt beside
+them, and a BiLSTM may stand between them and the head.
 
 Legend: S states of a token, N tokens of all documents, D width
 """
@@ -38,13 +39,14 @@ class Features:
     head: Literal["linear", "bilstm"] = "linear"
     width: int = 256  # of the BiLSTM, in each direction
     layers: int = 1  # of the BiLSTM
+    vectors: int = 0  # width of vectors for the tokens that are learnt beside the states; 0: none
     dropout: float = 0.0  # before the head and between the layers of the BiLSTM
     cache: str = "~/.cache/luthier/features"  # folder for the states; it may grow large and may be deleted
     stored: Literal["fp32", "fp16", "bf16"] = "fp32"  # how states are kept
 
     def __post_init__(self) -> None:
-        if self.last < 0 or self.width < 1 or self.layers < 1 or not 0 <= self.dropout < 1:
-            raise ValueError(f"features needs last >= 0, width >= 1, layers >= 1 and 0 <= dropout < 1, not {self}")
+        if self.last < 0 or self.width < 1 or self.layers < 1 or self.vectors < 0 or not 0 <= self.dropout < 1:
+            raise ValueError(f"features needs last >= 0, width >= 1, layers >= 1, vectors >= 0 and 0 <= dropout < 1, not {self}")
 
     def attach(self, anatomy: Anatomy, name: str = "default") -> Attached:
         """The heads on the net are made anew, as wide as what they now read."""
@@ -108,7 +110,8 @@ class FeatureNet(Net):
         if method.last > count:
             raise ValueError(f"features.last={method.last}, but a token has {count} states; lower it")
         self.mix = Mix(count) if method.mix == "scalar" else Beside()
-        seen = width if method.mix == "scalar" else count * width
+        seen = (width if method.mix == "scalar" else count * width) + method.vectors
+        self.words = nn.Embedding(base.vocab, method.vectors) if method.vectors else None
         self.lstm = BiLSTM(seen, method.width, method.layers, method.dropout) if method.head == "bilstm" else None
         self.width = 2 * method.width if self.lstm is not None else seen
         self.heads = nn.ModuleDict()
@@ -129,6 +132,7 @@ class FeatureNet(Net):
         sizes = lengths or tuple(real_BT.sum(1).tolist())
         documents = Documents(ids[real_BT], None if types is None else types.expand_as(ids)[real_BT], sizes)
         x_ND = self.mix(self.states_of(documents))
+        x_ND = x_ND if self.words is None else torch.cat([x_ND, self.words(documents.ids_N)], -1)
         x_ND = x_ND if self.lstm is None else self.lstm(x_ND, sizes)
         return x_ND.new_zeros(*ids.shape, self.width).masked_scatter(real_BT[..., None], x_ND)
 
