@@ -9,9 +9,8 @@ def tiny(kind: str = "llama"):
     torch.manual_seed(0)
     if kind == "gpt2":
         return GPT2(vocab=61, width=16, layers=2, heads=2, positions=64).build().double().eval()
-    net = Llama(
-        vocab=61, width=32, layers=2, heads=4, kv_heads=2, hidden=48, positions=256, windows=(5, 0) if kind == "window" else ()
-    ).build()
+    more = {"windows": (5, 0), "qkv_bias": True, "kind": "qwen2"} if kind == "window" else {}
+    net = Llama(vocab=61, width=32, layers=2, heads=4, kv_heads=2, hidden=48, positions=256, **more).build()
     return net.double().eval()
 
 

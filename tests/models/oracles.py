@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from luthier.core.names import export_state, import_state
 
 # Every file of families/ gives KINDS, and where it has them: ENCODERS (kinds that see both ways), HEADS (kind, head, labels, their
-# class), SAVED (kind: (configuration, class) that read what we save, where these are others), MUTANTS (name: (changes of the architecture, change of the built net, kinds)), EXEMPT (general mutant: kinds without it) and
-# DROPOUT (kind: their settings under which every place of dropout has a rate).
+# class), SAVED (kind: (configuration, class) that read what we save, where these are others), MUTANTS (name: (changes of the
+# architecture, change of the built net, kinds)), EXEMPT (general mutant: kinds without it) and DROPOUT (kind: their settings under which
+# every place of dropout has a rate).
 KINDS: dict[str, tuple[Any, Any, Any]] = {}
 ENCODERS: list[str] = []
 HEADS: list[tuple[str, str, int, Any]] = []
@@ -96,7 +97,7 @@ def dropped(monkeypatch: Any) -> list[tuple[float, tuple[int, ...]]]:
         return drop(x, p, training, inplace)
 
     def record_attention(q, k, v, mask=None, p=0.0, causal=False, dropout_p=0.0, is_causal=False, **rest):
-        seen.append((p or dropout_p, ("attention",)))
+        seen.extend([(p or dropout_p, ("attention",))] if p or dropout_p else [])
         return attend(q, k, v, rest.pop("attn_mask", mask), 0.0, causal or is_causal, **rest)
 
     monkeypatch.setattr(nn.functional, "dropout", record)

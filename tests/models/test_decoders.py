@@ -172,7 +172,9 @@ def test_scalings_that_cannot_be_read_or_written_are_refused():
         Llama(positions=4096, scaling=DynamicNTK(2.0, 2048)).to_config()
 
 
-def test_windows_that_config_json_cannot_say_are_refused():
+def test_what_config_json_cannot_say_is_refused():
+    with pytest.raises(ValueError, match="kind='qwen2' has biases"):
+        Llama(kind="qwen2")
     with pytest.raises(ValueError, match="kind='llama' has no sliding windows"):
         Llama(windows=(16,))
     with pytest.raises(ValueError, match=r"one window, and the layers' are \[0, 16\]"):

@@ -14,7 +14,7 @@ def read_rope(read: Reader, positions: int) -> tuple[float, Scaling | None]:
     new = read("rope_parameters", None) or {}
     rope = read("rope_scaling", None) or new
     theta = float(rope.get("rope_theta") or read("rope_theta", None) or new.get("rope_theta") or 10_000.0)
-    kind = rope.get("rope_type") or rope.get("type") or "default"
+    kind = str(rope.get("rope_type") or rope.get("type") or "default")
     share = rope.get("partial_rotary_factor", read("partial_rotary_factor", None) or 1.0)
     if share != 1.0:
         raise ValueError(f"config.json asks for partial_rotary_factor={share}, which {read('model_type', 'llama')} here does not have")

@@ -64,7 +64,7 @@ class Baichuan:
         return False
 
     def build(self) -> Transformer:
-        places = {"relative": ALiBi(self.heads)} if self.alibi else {"rotary": Rotary(self.width // self.heads, self.theta)}
+        places: dict[str, Any] = {"relative": ALiBi(self.heads)} if self.alibi else {"rotary": Rotary(self.width // self.heads, self.theta)}
         return decoder(self, self._attention, out=NormHead(self.width, self.vocab) if self.norm_head else None, **places)
 
     def _attention(self, layer: int) -> Attention:

@@ -182,6 +182,8 @@ class Llama:
     def __post_init__(self) -> None:
         check_heads(self.width, self.heads, self.kv_heads, self.head_width, rotary=True)
         object.__setattr__(self, "scaling", scaling(self.scaling))
+        if self.kind == "qwen2" and not self.qkv_bias:
+            raise ValueError("kind='qwen2' has biases on q, k and v, and config.json could not say otherwise; set qkv_bias: true")
         if any(self.windows) and self.kind not in WINDOWED:
             raise ValueError(f"kind={self.kind!r} has no sliding windows, and config.json could not say so; {', '.join(WINDOWED)} have")
 

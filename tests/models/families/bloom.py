@@ -22,6 +22,8 @@ HEADS = [
     ("bloom", "spans", 2, hf.BloomForQuestionAnswering),
 ]
 
+DROPOUT = {"bloom": {"hidden_dropout": 0.2}}
+
 BOTH = tuple(KINDS)
 MUTANTS = {
     "embedding norm forgotten, bloom": (same, lambda net: setattr(net.embed, "norm", nn.Identity()), BOTH),

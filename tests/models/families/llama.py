@@ -81,7 +81,7 @@ HEADS = [
     ("qwen2", "classify", 3, hf.Qwen2ForSequenceClassification),
 ]
 
-DROPOUT = {"llama": {"attention_dropout": 0.3}}
+DROPOUT = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), {"attention_dropout": 0.3})
 
 
 def scale(**changes):
