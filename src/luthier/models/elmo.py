@@ -101,14 +101,14 @@ class ELMo:
 
     def names(self, heads: dict[str, int]) -> dict[str, Name]:
         """Matrices are stored (in, out), filters (characters, vector, filter)."""
-        table = {"reader.characters.weight": Name("char_embed")}
+        table = {"embed.characters.weight": Name("char_embed")}
         for i in range(len(self.filters)):
-            table |= {f"reader.filters.{i}.weight": Name(f"CNN/W_cnn_{i}", True), f"reader.filters.{i}.bias": Name(f"CNN/b_cnn_{i}")}
+            table |= {f"embed.filters.{i}.weight": Name(f"CNN/W_cnn_{i}", True), f"embed.filters.{i}.bias": Name(f"CNN/b_cnn_{i}")}
         for i in range(self.highways):
             for part in ("transform", "carry"):
-                table[f"reader.highways.{i}.{part}.weight"] = Name(f"CNN_high_{i}/W_{part}", True)
-                table[f"reader.highways.{i}.{part}.bias"] = Name(f"CNN_high_{i}/b_{part}")
-        table |= {"reader.project.weight": Name("CNN_proj/W_proj", True), "reader.project.bias": Name("CNN_proj/b_proj")}
+                table[f"embed.highways.{i}.{part}.weight"] = Name(f"CNN_high_{i}/W_{part}", True)
+                table[f"embed.highways.{i}.{part}.bias"] = Name(f"CNN_high_{i}/b_{part}")
+        table |= {"embed.project.weight": Name("CNN_proj/W_proj", True), "embed.project.bias": Name("CNN_proj/b_proj")}
         for direction in range(2):
             for i in range(self.layers):
                 ours, cell = f"blocks.{i}.{direction}.", f"RNN_{direction}/RNN/MultiRNNCell/Cell{i}/LSTMCell/"
@@ -153,7 +153,7 @@ class BiLM(Net):
     def __init__(self, arch: ELMo):
         super().__init__()
         self.config, self.width, self.causal, self.pool = arch, 2 * arch.width, False, "first"
-        self.reader = CharacterReader(arch)
+        self.embed = CharacterReader(arch)
         self.blocks = nn.ModuleList(
             nn.ModuleList(ProjectedLSTM(arch.width, arch.hidden, arch.width, arch.clip, bool(direction)) for direction in range(2))
             for _ in range(arch.layers)
@@ -199,7 +199,7 @@ class BiLM(Net):
             return [state[place_RT >= 0][None] for state in rows]
         real = torch.ones(letters.shape[:2], dtype=torch.bool, device=ids.device) if mask is None else mask.bool()
         framed, seen, at = self._framed(letters, real)
-        x_BSP = self.reader(framed.flatten(0, 1)).view(*framed.shape[:2], -1)
+        x_BSP = self.embed(framed.flatten(0, 1)).view(*framed.shape[:2], -1)
         found = [torch.cat([x_BSP, x_BSP], -1)]
         pair = [x_BSP, x_BSP]
         for i, directions in enumerate(self.blocks):
@@ -212,7 +212,7 @@ class BiLM(Net):
     def add_head(self, kind: str, labels: int) -> None:
         if kind not in KINDS:
             raise ValueError(f"no head called {kind!r}; there are {', '.join(KINDS)}")
-        parameter = self.reader.project.weight
+        parameter = self.embed.project.weight
         self.heads[kind] = LabelHead(self.width, labels).to(parameter.device, parameter.dtype)
 
     def _letters(self, ids: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from luthier.core.adaptive import AdaptiveSoftmax
 from luthier.core.names import Name
 from luthier.core.transformer import Transformer
 from luthier.lookup import describe, find, lookup, names, suggest
@@ -96,11 +97,8 @@ def add_heads(net: Transformer, checkpoint: Checkpoint, stored: dict[str, str]) 
     suffix = next((suffix for suffix in HEADS if str(kind).endswith(suffix)), None)
     if suffix is None:
         return
-    if (
-        "lm" in net.heads
-        and not any(name.startswith(("lm_head.", "cls.")) for name in stored)
-        and not checkpoint.config.get("tie_word_embeddings")
-    ):
+    own = {name.path for name in net.config.names({"lm": 0}).values()} - {name.path for name in net.config.names({}).values()}
+    if "lm" in net.heads and not (own | {"lm_head.weight"}) & stored.keys() and not checkpoint.config.get("tie_word_embeddings"):
         del net.heads["lm"]
     head = HEADS[suffix]
     if head == "classify" and checkpoint.config.get("problem_type") == "regression":
@@ -114,7 +112,8 @@ def add_heads(net: Transformer, checkpoint: Checkpoint, stored: dict[str, str]) 
 
 def labels_of(net: Transformer) -> dict[str, int]:
     """Every head of the net with its labels (vocabulary entries, for the language-model head)."""
-    return {kind: head.out.weight.shape[0] for kind, head in net.heads.items()}  # type: ignore[union-attr]
+    outs = {kind: head.out for kind, head in net.heads.items()}
+    return {kind: out.out_features if isinstance(out, AdaptiveSoftmax) else out.weight.shape[0] for kind, out in outs.items()}  # type: ignore[union-attr, misc]
 
 
 def drop_tied_copy(net: Transformer, table: dict[str, Name], checkpoint: Checkpoint, stored: dict[str, str]) -> None:

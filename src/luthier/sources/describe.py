@@ -87,7 +87,8 @@ def around(body: Anatomy, net: Transformer) -> dict[str, Any]:
     """What stands before and behind the blocks."""
     inside = {id(p) for stack in body.stacks.values() for p in stack.blocks.parameters()}
     embed = {id(p): p.numel() for p in net.embed.parameters()}
-    parts: dict[str, Any] = {"embed": {"shape": list(body.embed.weight.shape) if body.has("embed") else [], "parameters": sum(embed.values())}}
+    words = body.embed.parameters.get("weight") if body.has("embed") else None  # an adaptive embedding has several tables
+    parts: dict[str, Any] = {"embed": {"shape": [] if words is None else list(words.shape), "parameters": sum(embed.values())}}
     for kind, labels in labels_of(net).items():
         own = {id(p): p.numel() for p in net.heads[kind].parameters() if id(p) not in embed}
         parts[f"head {kind}"] = {"labels": labels, "parameters": sum(own.values()), "tied": kind == "lm" and body.tied}
