@@ -101,20 +101,20 @@ def test_alibi_counts_real_tokens_between_query_and_key():
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        (Linear(4.0), {"rope_type": "linear", "factor": 4.0}),
-        (DynamicNTK(3.0, 64), {"rope_type": "dynamic", "factor": 3.0}),
-        (YaRN(3.0, 50), {"rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": 50}),
+        (Linear("linear", 4.0), {"rope_type": "linear", "factor": 4.0}),
+        (DynamicNTK("dynamic", 3.0, 64), {"rope_type": "dynamic", "factor": 3.0}),
+        (YaRN("yarn", 3.0, 50), {"rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": 50}),
         (
-            YaRN(5.0, 50, fast=20.0, slow=2.0, attention=mscale(5.0, 0.7) / mscale(5.0, 0.3), whole=False),
+            YaRN("yarn", 5.0, 50, fast=20.0, slow=2.0, attention=mscale(5.0, 0.7) / mscale(5.0, 0.3), whole=False),
             {"rope_type": "yarn", "factor": 5.0, "original_max_position_embeddings": 50, "beta_fast": 20.0, "beta_slow": 2.0}
             | {"mscale": 0.7, "mscale_all_dim": 0.3, "truncate": False},
         ),
         (
-            Llama3(8.0, 50, 1.0, 4.0),
+            Llama3("llama3", 8.0, 50, 1.0, 4.0),
             {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 50, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
         ),
         (
-            LongRoPE((1.0, 1.5, 2.0, 2.5), (3.0, 4.0, 5.0, 9.0), 50, math.sqrt(1 + math.log(2.0) / math.log(50))),
+            LongRoPE("longrope", (1.0, 1.5, 2.0, 2.5), (3.0, 4.0, 5.0, 9.0), 50, math.sqrt(1 + math.log(2.0) / math.log(50))),
             {"rope_type": "longrope", "factor": 2.0, "original_max_position_embeddings": 50}
             | {"short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [3.0, 4.0, 5.0, 9.0]},
         ),
@@ -132,7 +132,7 @@ def test_scaled_angles_are_transformers_angles(ours, theirs, length):
 
 
 def test_lengths_of_documents_that_a_base_grows_with():
-    rotary = Rotary(8, scaling=DynamicNTK(2.0, 10))
+    rotary = Rotary(8, scaling=DynamicNTK("dynamic", 2.0, 10))
     packed = torch.cat([torch.arange(30), torch.arange(5), torch.arange(20)])[None]
     alone = [rotary(torch.arange(n)[None], torch.float32).cos for n in (30, 5, 20)]
     assert torch.equal(rotary(packed, torch.float32).cos, torch.cat(alone, 1))

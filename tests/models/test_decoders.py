@@ -130,16 +130,16 @@ def test_baichuan_is_told_apart_by_what_its_configurations_say():
 
 
 SCALINGS = {
-    "linear": ({"factor": 4}, Linear(4.0)),
-    "dynamic": ({"factor": 2.0}, DynamicNTK(2.0, 8192)),
-    "yarn": ({"factor": 4.0, "original_max_position_embeddings": 2048}, YaRN(4.0, 2048)),
+    "linear": ({"factor": 4}, Linear("linear", 4.0)),
+    "dynamic": ({"factor": 2.0}, DynamicNTK("dynamic", 2.0, 8192)),
+    "yarn": ({"factor": 4.0, "original_max_position_embeddings": 2048}, YaRN("yarn", 4.0, 2048)),
     "llama3": (
         {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 4096},
-        Llama3(8.0, 4096),
+        Llama3("llama3", 8.0, 4096),
     ),
     "longrope": (
         {"short_factor": [1, 2], "long_factor": [3, 4], "original_max_position_embeddings": 8192},
-        LongRoPE((1, 2), (3, 4), 8192),
+        LongRoPE("longrope", (1, 2), (3, 4), 8192),
     ),
 }
 BASE = {"model_type": "llama", "vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -169,7 +169,7 @@ def test_scalings_that_cannot_be_read_or_written_are_refused():
         with pytest.raises(ValueError, match=sentence):
             Llama.from_config(BASE | {"rope_parameters": rope})
     with pytest.raises(ValueError, match="make them equal"):
-        Llama(positions=4096, scaling=DynamicNTK(2.0, 2048)).to_config()
+        Llama(positions=4096, scaling=DynamicNTK("dynamic", 2.0, 2048)).to_config()
 
 
 def test_what_config_json_cannot_say_is_refused():

@@ -16,8 +16,8 @@ from torch import Tensor
 class Linear:
     """Positions divided by a factor. Chen et al. 2023, arXiv:2306.15595, eq. 4."""
 
+    kind: Literal["linear"]
     factor: float
-    kind: Literal["linear"] = "linear"
     sharpness: ClassVar[float] = 1.0
 
     def rates(self, exponent_R2: Tensor, theta: float, length_BT: Tensor) -> Tensor:
@@ -31,9 +31,9 @@ class DynamicNTK:
     A token's angles are those of its text's length when it is read: what a cache holds keeps them, as in transformers.
     """
 
+    kind: Literal["dynamic"]
     factor: float
     trained: int
-    kind: Literal["dynamic"] = "dynamic"
     sharpness: ClassVar[float] = 1.0
 
     def rates(self, exponent_R2: Tensor, theta: float, length_BT: Tensor) -> Tensor:
@@ -51,13 +51,13 @@ class YaRN:
     0.1 ln(factor) + 1 (eq. 22). whole: the ramp's ends are rounded outwards to whole pairs.
     """
 
+    kind: Literal["yarn"]
     factor: float
     trained: int
     fast: float = 32.0
     slow: float = 1.0
     attention: float = 0.0
     whole: bool = True
-    kind: Literal["yarn"] = "yarn"
 
     @property
     def sharpness(self) -> float:
@@ -82,11 +82,11 @@ class Llama3:
     low, high: how many waves fit into `trained` tokens where the ramp begins and ends.
     """
 
+    kind: Literal["llama3"]
     factor: float
     trained: int
     low: float = 1.0
     high: float = 4.0
-    kind: Literal["llama3"] = "llama3"
     sharpness: ClassVar[float] = 1.0
 
     def rates(self, exponent_R2: Tensor, theta: float, length_BT: Tensor) -> Tensor:
@@ -100,11 +100,11 @@ class Llama3:
 class LongRoPE:
     """A searched divisor for each pair: one set up to `trained` tokens, another beyond. Ding et al. 2024, arXiv:2402.13753, section 3."""
 
+    kind: Literal["longrope"]
     short: tuple[float, ...]
     long: tuple[float, ...]
     trained: int
     attention: float = 1.0  # the factor of cos and sin
-    kind: Literal["longrope"] = "longrope"
 
     @property
     def sharpness(self) -> float:

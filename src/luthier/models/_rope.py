@@ -58,11 +58,11 @@ def write_rope(theta: float, scaling: Scaling | None, positions: int) -> dict[st
 
 
 def _linear(rope: dict[str, Any], trained: int, positions: int) -> Linear:
-    return Linear(float(rope["factor"]))
+    return Linear("linear", float(rope["factor"]))
 
 
 def _dynamic(rope: dict[str, Any], trained: int, positions: int) -> DynamicNTK:
-    return DynamicNTK(float(rope["factor"]), positions)
+    return DynamicNTK("dynamic", float(rope["factor"]), positions)
 
 
 def _yarn(rope: dict[str, Any], trained: int, positions: int) -> YaRN:
@@ -71,15 +71,15 @@ def _yarn(rope: dict[str, Any], trained: int, positions: int) -> YaRN:
     if attention is None and rope.get("mscale") and rope.get("mscale_all_dim"):
         attention = mscale(factor, rope["mscale"]) / mscale(factor, rope["mscale_all_dim"])
     fast, slow = rope.get("beta_fast") or 32.0, rope.get("beta_slow") or 1.0
-    return YaRN(factor, trained, float(fast), float(slow), float(attention or 0.0), bool(rope.get("truncate", True)))
+    return YaRN("yarn", factor, trained, float(fast), float(slow), float(attention or 0.0), bool(rope.get("truncate", True)))
 
 
 def _llama3(rope: dict[str, Any], trained: int, positions: int) -> Llama3:
-    return Llama3(float(rope["factor"]), trained, float(rope["low_freq_factor"]), float(rope["high_freq_factor"]))
+    return Llama3("llama3", float(rope["factor"]), trained, float(rope["low_freq_factor"]), float(rope["high_freq_factor"]))
 
 
 def _longrope(rope: dict[str, Any], trained: int, positions: int) -> LongRoPE:
     factor, attention = float(rope.get("factor") or positions / trained), rope.get("attention_factor")
     if attention is None:
         attention = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
-    return LongRoPE(tuple(rope["short_factor"]), tuple(rope["long_factor"]), trained, float(attention))
+    return LongRoPE("longrope", tuple(rope["short_factor"]), tuple(rope["long_factor"]), trained, float(attention))

@@ -41,7 +41,7 @@ class Baichuan:
 
     types: ClassVar[tuple[str, ...]] = ("baichuan",)
     verified: ClassVar[str] = (
-        "the published code's outputs (13B: ALiBi); 7B: transformers 5.23 LlamaForCausalLM, fp64, T=200; NormHead: closed form"
+        "outputs of the code published with Baichuan2-13B (ALiBi, NormHead); 7B: transformers 5.23 LlamaForCausalLM, fp64, T=200"
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "baichuan-7b": {},

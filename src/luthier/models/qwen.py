@@ -34,7 +34,7 @@ class Qwen:
     lm: bool = True  # the language-model head; a classifier's checkpoint has none of its own
 
     types: ClassVar[tuple[str, ...]] = ("qwen",)
-    verified: ClassVar[str] = "the published code's outputs and transformers 5.23 Qwen2ForCausalLM (c_attn split, w2 its gate), fp64, T=200"
+    verified: ClassVar[str] = "outputs of the code published with Qwen-7B; transformers 5.23 Qwen2ForCausalLM (as it is saved), fp64, T=200"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "qwen-1.8b": {"width": 2048, "layers": 24, "heads": 16, "hidden": 5504},
         "qwen-7b": {},
