@@ -1,0 +1,25 @@
+"""Contrastive losses: each picture finds its text among those of the batch, each text its picture.
+
+N pairs, Q queries, D width; states are of length 1
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def alike(image_ND: Tensor, text_ND: Tensor) -> Tensor:
+    """(N, N) cosines. Radford et al. 2021 (CLIP), arXiv:2103.00020, figure 3."""
+    return image_ND @ text_ND.mT
+
+
+def most_alike(image_NQD: Tensor, text_ND: Tensor) -> Tensor:
+    """(N, N) cosines of each text and the query nearest to it. Li et al. 2023 (BLIP-2), arXiv:2301.12597, section 3.1."""
+    return torch.einsum("nqd,md->nmq", image_NQD, text_ND).amax(-1)
+
+
+def contrastive_loss(scores_NN: Tensor, scale: Tensor | float) -> Tensor:
+    """The mean of both directions' cross-entropies; row n's own partner is column n. scale: the inverse of CLIP's temperature."""
+    label_N = torch.arange(len(scores_NN), device=scores_NN.device)
+    scores_NN = scores_NN * scale
+    return (F.cross_entropy(scores_NN, label_N) + F.cross_entropy(scores_NN.mT, label_N)) / 2
