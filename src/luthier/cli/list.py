@@ -47,7 +47,7 @@ def row(shelf: str, found: Description) -> dict[str, Any]:
 
 def presets(found: Description) -> dict[str, dict[str, Any]]:
     """Each published size of a model: all its settings, and its parameters (null for a plug-in of the user's own)."""
-    from luthier.models._counts import kept
+    from luthier.sources.counts import kept
 
     usual, counts = {f.name: f.default for f in found.fields}, kept()
     return {name: {**usual, **changes, "parameters": counts.get(name)} for name, changes in found.constants.get("presets", {}).items()}

@@ -1,6 +1,6 @@
 """How many parameters each preset has: computed on the meta device, kept in counts.json, so that `luthier list` shows them without torch.
 
-`python -m luthier.models._counts` writes the file anew; a test compares it with the models.
+`python -m luthier.sources.counts` writes the file anew; a test compares it with the models.
 """
 
 import json
