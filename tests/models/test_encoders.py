@@ -120,6 +120,15 @@ def test_a_head_of_pre_training_put_on_later_comes_back_from_a_folder(tmp_path):
             assert torch.equal(mine, other)
 
 
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_classifier_trained_on_a_language_model_keeps_both_heads_in_its_folder(kind, tmp_path):
+    net = ours(kind, reference(kind))
+    net.add_head("classify", 3)
+    Model(net).save(tmp_path)
+    again = load_model(tmp_path)
+    assert again.net.heads.keys() == {"lm", "classify"} and torch.equal(again.logits(sample(1, 9)), net.eval()(sample(1, 9)))
+
+
 def test_heads_of_pre_training_that_came_with_the_model_are_no_tasks_and_those_put_on_are():
     net = BERT(vocab=60, width=32, layers=1, heads=4, hidden=64, next_sentence=True).build()
     assert not anatomy(net).task_heads()
