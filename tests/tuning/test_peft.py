@@ -8,17 +8,12 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from kinds import LESS, THEIRS, build, logits, shake
 from luthier.anatomy.anatomy import anatomy
-from luthier.core.names import import_state
-from luthier.models.bert import BERT
-from luthier.models.bloom import Bloom
-from luthier.models.gpt2 import GPT2
-from luthier.models.llama import Llama
 from luthier.tuning._read import read
 from luthier.tuning._tune import attach, made
+from pefts import ours_of, with_peft
 
 
 def crossed(name: str, variants: dict[str, dict]) -> pytest.MarkDecorator:
@@ -53,12 +48,6 @@ SETTINGS = {
 }
 
 
-def with_peft(kind: str, folder: Path) -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft warns about ties, which the tests are about
-        return peft.PeftModel.from_pretrained(build(kind), str(folder)).eval()
-
-
 def saved_by_peft(kind: str, folder: Path, **settings) -> torch.Tensor:
     """Logits of a shaken peft model, whose adapter is saved in the folder."""
     with warnings.catch_warnings():
@@ -68,17 +57,6 @@ def saved_by_peft(kind: str, folder: Path, **settings) -> torch.Tensor:
         shake({name: p for name, p in model.named_parameters() if p.requires_grad})
         model.save_pretrained(str(folder))
         return logits(model)
-
-
-def ours_of(kind: str) -> nn.Module:
-    """Our net with the weights of the transformers one."""
-    module = build(kind)
-    architecture = {"gpt2": GPT2, "bert": BERT, "bloom": Bloom}.get(kind, Llama)
-    net = architecture.from_config(module.config.to_dict()).build()  # type: ignore[union-attr, operator]
-    names = net.config.names({"lm": 99})
-    pooled = {ours: name for ours, name in names.items() if not ours.startswith("pooler")}
-    net.load_state_dict(import_state(pooled, module.state_dict()), strict=False)
-    return net.eval()
 
 
 @crossed("fields", FIELDS)

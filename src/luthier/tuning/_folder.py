@@ -11,6 +11,9 @@ from luthier.sources.tensor_files import Safetensors, read_header
 CONFIG, WEIGHTS, STATE = "adapter_config.json", "adapter_model.safetensors", "luthier_state.safetensors"
 PREFIX = "base_model.model."
 HEADS = {"SEQ_CLS": "classify", "TOKEN_CLS": "tag", "QUESTION_ANS": "spans"}  # peft's task_type: our head
+PEFT = ("lora", "ia3", "prefix", "p_tuning_v2")  # methods whose files are peft's
+TABLE = "prompt_embeddings"  # the tensor of every prompt and prefix, which stands under no module
+TYPES = {"prefix_tuning": "p_tuning_v2", "prompt_tuning": "prompt"}  # peft's other names of methods
 DELTA = ".token_adapter.trainable_tokens_delta"
 
 
@@ -24,7 +27,7 @@ class Folder:
             other = " (adapter_model.bin is a pickle, which is never loaded; save it again with peft as safetensors)"
             raise FileNotFoundError(f"{path}: no {WEIGHTS}{other if (path / 'adapter_model.bin').exists() else ''}")
         stored = Safetensors([path / WEIGHTS])
-        self.tensors = {name.removeprefix(PREFIX): stored.read(name) for name in stored.specs}
+        self.tensors = {name.removeprefix(PREFIX).removeprefix("base_model."): stored.read(name) for name in stored.specs}
         note = read_header(path / STATE)[1] if (path / STATE).is_file() else {}
         beside = Safetensors([path / STATE]) if (path / STATE).is_file() else None
         self.state = {name: beside.read(name) for name in beside.specs} if beside else {}
@@ -43,6 +46,7 @@ class Folder:
     def kind(self) -> str:
         """Which plug-in of this shelf it is."""
         name = str(self.config.get("peft_type", "")).lower()
-        if name not in lookup.names("tuning") or (name != "lora" and "luthier" not in self.config):
+        name = TYPES.get(name, name)
+        if name not in lookup.names("tuning") or (name not in PEFT and "luthier" not in self.config):
             raise ValueError(f"{self.path / CONFIG}: an adapter of type {self.config.get('peft_type')!r}, which is not read here")
         return name

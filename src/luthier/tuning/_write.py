@@ -13,14 +13,16 @@ from luthier.core.transformer import Net
 from luthier.sources.save import replace_folder, write_json
 from luthier.sources.tensor_files import write_safetensors
 from luthier.tuning._attached import Attached
-from luthier.tuning._folder import CONFIG, PREFIX, STATE, WEIGHTS
+from luthier.tuning._folder import CONFIG, STATE, TABLE, WEIGHTS
 from luthier.tuning._names import Names
+from luthier.tuning._peft_ia3 import ia3
+from luthier.tuning._peft_prefix import prefix
 from luthier.tuning._stored import kind_of, new_rows, plain, token_indices
 from luthier.tuning._write_lora import lora
 
 PEFT_VERSION = "0.21.2"  # whose format this is
 TASKS = {"classify": "SEQ_CLS", "regress": "SEQ_CLS", "tag": "TOKEN_CLS", "spans": "QUESTION_ANS"}
-FORMATS = {"lora": lora}  # kind of method -> peft's format
+FORMATS = {"lora": lora, "ia3": ia3, "prefix": prefix, "p_tuning_v2": prefix}  # kind of method -> peft's format
 
 
 def write(attached: Attached, directory: Path) -> None:
@@ -39,9 +41,12 @@ def write(attached: Attached, directory: Path) -> None:
     notes["heads"] = {name: len(head.out.weight) for name, head in attached.anatomy.task_heads().items() if isinstance(head, LabelHead)}
     state = {name: value.detach().cpu() for name, value in written.state.items()}
 
+    def at(name: str) -> str:
+        return name if name.startswith(TABLE) else written.prefix + name
+
     def fill(place: Path) -> None:
         write_json(place / CONFIG, dict(sorted(config.items())))
-        write_safetensors(place / WEIGHTS, {PREFIX + name: value.detach().cpu() for name, value in tensors.items()})
+        write_safetensors(place / WEIGHTS, {at(name): value.detach().cpu() for name, value in tensors.items()})
         write_safetensors(place / STATE, state, {name: json.dumps(note) for name, note in notes.items()})
         if attached.anatomy.grown and attached.tokenizer is not None:
             attached.tokenizer.save(place)

@@ -3,6 +3,7 @@
 Several low-rank terms on one fused projection become one of the ranks' sum, block-diagonal in B, with alpha set so that the scale stays.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -26,7 +27,9 @@ def lora(attached: Attached, names: Names) -> Written:
         if len(names.places[module]) > 1:
             fused[module] = [term.rank if term else 0 for term in terms_by_place(names, module, attached.name)]
     stored = beside(attached, names)
-    config = {"peft_type": "LORA"} | _lora(attached, names, low_rank) | saved_whole(attached, names, stored, low_rank.keys())
+    config = {"peft_type": "LORA"} | _lora(attached, names, low_rank) | whole_modules(attached, names, stored, low_rank.keys())
+    outside = {module for module in low_rank if names.places[module][0].site.layer < 0}
+    config |= choose(set(low_rank), names.everything(), config, outside)
     return Written(config, tensors | stored, notes={"fused": fused})
 
 
@@ -53,8 +56,8 @@ def _lora(attached: Attached, names: Names, low_rank: dict[str, list[LowRank]]) 
     }  # fmt: skip
 
 
-def saved_whole(attached: Attached, names: Names, stored: dict[str, Tensor], modules: Any) -> dict[str, Any]:
-    """modules_to_save, and which modules the low-rank terms are around."""
+def whole_modules(attached: Attached, names: Names, stored: dict[str, Tensor], modules: Iterable[str], ties: bool = True) -> dict[str, Any]:
+    """modules_to_save. ties: whether this method's peft can tie the saved embedding and head."""
     saved = sorted({name.rpartition(".")[0] for name in stored})
     both = sorted(set(saved) & set(modules))
     if both:
@@ -62,6 +65,8 @@ def saved_whole(attached: Attached, names: Names, stored: dict[str, Tensor], mod
     config: dict[str, Any] = {"modules_to_save": saved or None}
     body = attached.anatomy
     tied = [names.stored(site.path, name).path for site, name in body.owners(body.embed.module.weight)]  # type: ignore[arg-type]
+    if not ties:
+        return config
     # peft ties a head to embed_tokens alone, and gives it no bias
     if (
         set(tied) <= stored.keys()
@@ -70,8 +75,7 @@ def saved_whole(attached: Attached, names: Names, stored: dict[str, Tensor], mod
     ):
         config["ensure_weight_tying"] = True
         config["modules_to_save"] = [name for name in saved if name != "lm_head"]
-    around = {module for module in modules if names.places[module][0].site.layer < 0}
-    return config | choose(set(modules), names.everything(), config, around)
+    return config
 
 
 def terms_by_place(names: Names, module: str, name: str) -> list[LowRank | None]:
