@@ -19,7 +19,6 @@ from luthier.core.names import Name, linear
 from luthier.core.transformer import Embedding, Transformer, initialise
 from luthier.models._config import STORED, Reader
 
-LARGE = {"width": 1024, "layers": 24, "heads": 16, "hidden": 4096}
 SENTENCE = {kind for kind, reads in KINDS.items() if reads == "sentence"}
 # Ours to theirs inside a block, as BERT, RoBERTa, ERNIE and ELECTRA have it.
 ROLES = {
