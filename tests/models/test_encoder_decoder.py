@@ -265,6 +265,38 @@ def test_recomputation_and_fusing_change_nothing(kind):
         assert gap(net(ids, **inputs), want) < FLOOR
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["marian", "t5_gated"])
+def test_a_net_is_one_graph_with_equal_logits_and_gradients(kind):
+    net = ours(kind, reference(kind))
+    ids, decoder_ids = pair(2, 30, 20)
+    mask = torch.ones(2, 30, dtype=torch.bool)
+    mask[0, 22:] = False
+    torch._dynamo.reset()
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    gradients = []
+    for called in (compiled, net):
+        net.zero_grad()
+        logits = called(ids, mask, decoder_ids=decoder_ids)
+        logits.sin().sum().backward()
+        gradients.append([logits.detach(), *(p.grad for p in net.parameters())])
+    for ours_, theirs_ in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours_, theirs_, rtol=1e-9, atol=1e-9)
+
+
+@kinds
+@torch.no_grad()
+def test_bfloat16_stays_as_near_as_transformers(kind):
+    model = reference(kind)
+    net = ours(kind, model)
+    ids, decoder_ids = pair(2, 60, 40)
+    want = net(ids, decoder_ids=decoder_ids)
+    got, other = net.bfloat16()(ids, decoder_ids=decoder_ids), theirs_of(model.bfloat16(), ids, decoder_ids)
+    assert got.dtype == torch.bfloat16
+    far = [((logits.double() - want).abs().mean() / want.abs().mean()).item() for logits in (got, other)]
+    assert far[0] < 1.2 * far[1] and far[0] < 0.1
+
+
 @kinds
 def test_a_configuration_survives_being_written(kind):
     arch = ours(kind, reference(kind)).config.saved()

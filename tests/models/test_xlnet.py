@@ -249,6 +249,18 @@ def test_recomputation_gives_the_same_gradients():
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_both_streams_are_one_graph_with_equal_states():
+    net = ours(reference())
+    (ids, types), allow = inputs(30), order(2, 30)
+    targets = torch.arange(30).expand(2, -1)
+    torch._dynamo.reset()
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        want = net(ids, types=types, allow=allow, targets=targets)
+        assert gap(compiled(ids, types=types, allow=allow, targets=targets), want) < FLOOR
+
+
 COUNTS = {"xlnet-base-cased": 116_750_336, "xlnet-large-cased": 360_300_800}
 
 

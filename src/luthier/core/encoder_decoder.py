@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from luthier.core import feedforward
@@ -91,7 +90,7 @@ class EncoderDecoder(Transformer):
         """What the encoder says of the source, and which of its positions are real (None: all)."""
         if cache is not None and cache.memory is not None:
             return cache.memory
-        keys = None if mask is None or bool(torch.all(mask)) else mask.bool()
+        keys = None if mask is None else mask.bool()
         memory = self.encode(ids, keys, lengths), keys
         if cache is not None:
             cache.memory = memory
