@@ -32,6 +32,10 @@ class Adapter(nn.Module):
     def forward(self, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return base(x)
 
+    def term(self, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | None:
+        """What it adds to the base's output, for compositions that weigh it; None where it only looks on."""
+        return self(base, x) - base(x)
+
     def values(self, current: Values) -> Values:
         """Parameters the base is to run with instead of its own."""
         return {}

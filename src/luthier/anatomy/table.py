@@ -88,6 +88,7 @@ NORMS = (
     Layout(_at("", attn_norm="attn_norm", ffn_norm="ffn_norm")),  # ours
     Layout(_at("", attn_norm="input_layernorm", ffn_norm="pre_feedforward_layernorm")),  # Gemma 2 and 3
     Layout(_at("", attn_norm="input_layernorm", ffn_norm="post_attention_layernorm")),  # LLaMA, GPT-NeoX, BLOOM
+    Layout(_at("", attn_norm="attn_norm", ffn_norm="mlp_norm")),  # ModernBERT
     Layout(_at("", attn_norm="ln_1", ffn_norm="ln_2")),  # GPT-2
     Layout(_at("", attn_norm="attention.output.LayerNorm", ffn_norm="output.LayerNorm")),  # BERT
     Layout(_at("", attn_norm="self_attn_layer_norm", ffn_norm="final_layer_norm")),  # BART, OPT
