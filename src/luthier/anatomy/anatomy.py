@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from luthier.anatomy.around import Around, Switch
 from luthier.anatomy.layout import has, parts_of, path_of, rows_of
 from luthier.anatomy.site import Site, bare, resolve, walk
-from luthier.anatomy.table import AROUND, ROLES, Fused, is_norm
+from luthier.anatomy.table import AROUND, ROLES, Fused, is_norm, values_of
+from luthier.core.frozen import FrozenLinear
 from luthier.core.heads import PRETRAINING
 from luthier.core.transformer import Net
 
@@ -112,12 +113,11 @@ class Anatomy:
         return added | {name: child for name, child in children.items() if name != body and any(True for _ in child.parameters())}  # type: ignore[comparison-overlap]
 
     def state(self) -> dict[str, Tensor]:
-        """The base model's parameters and buffers under the names they would have without adapters."""
+        """The base model's parameters and buffers under the names they would have without adapters; quantised weights turned back."""
         tensors: dict[str, Tensor] = {}
         for path, module in self.modules():
-            values: dict[str, Any] = module._parameters | {
-                n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set
-            }
+            kept = {} if isinstance(module, FrozenLinear) else module._buffers  # its buffers are its weight
+            values = values_of(module) | {n: b for n, b in kept.items() if n not in module._non_persistent_buffers_set}
             tensors |= {f"{path}.{name}" if path else name: value for name, value in values.items() if value is not None}
         return tensors
 

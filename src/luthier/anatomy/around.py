@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from luthier.anatomy.table import transposed
+from luthier.anatomy.table import transposed, values_of
 from luthier.core.fan import Adapted, LowRankTerm
 
 Values = dict[str, Tensor]  # parameters of one module by name, the weight as (O, I)
@@ -131,14 +131,14 @@ class Around(Adapted):
 
     def merged(self, names: tuple[str, ...]) -> Values:
         """The base's parameters, as stored, with these adapters folded in: only the changed ones."""
-        current, changed = self.parameters_by_name(), {}
+        current, changed = self.as_stored(values_of(self.base)), {}
         for name in names:
             if name in self.adapters:
                 changed |= self._adapter(name).merged(current | changed)
         return self.as_stored(changed)
 
     def parameters_by_name(self) -> Values:
-        """The base's own parameters, the weight turned to (O, I)."""
+        """The base's own parameters, the weight turned to (O, I). A quantised weight is not among them."""
         return self.as_stored({name: value for name, value in self.base._parameters.items() if value is not None})
 
     def as_stored(self, values: Values) -> Values:
@@ -151,8 +151,8 @@ class Around(Adapted):
 
     def _in_force(self) -> dict[str, Any]:
         if all(self._adapter(name).mergeable for name in self.active):
-            return self.base._parameters | self.merged(self.active)
-        return dict(self.base._parameters)
+            return values_of(self.base) | self.merged(self.active)
+        return values_of(self.base)
 
     def _run(self, names: tuple[str, ...], x: Tensor, args: list, kwargs: dict[str, Any]) -> Any:
         adapters = [self._adapter(name) for name in names if name in self.adapters]

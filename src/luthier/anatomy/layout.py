@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.anatomy.site import bare, resolve
-from luthier.anatomy.table import ATTENTION, CROSS, FEED_FORWARD, NORMS, Fused, Layout, is_norm, is_projection, transposed
+from luthier.anatomy.table import ATTENTION, CROSS, FEED_FORWARD, NORMS, Fused, Layout, is_norm, is_projection, transposed, values_of
 
 
 def parts_of(blocks: nn.ModuleList, kind: str) -> dict[str, str | Fused]:
@@ -39,8 +39,7 @@ def path_of(part: str | Fused) -> str:
 
 def rows_of(config: Any, module: nn.Module, part: Fused) -> Tensor:
     """The output rows of a fused projection that are this part's."""
-    weight = module._parameters["weight"]
-    assert weight is not None
+    weight = values_of(module)["weight"]
     total = weight.shape[1] if transposed(module) else weight.shape[0]
     heads = config.num_attention_heads
     if part.per_head:  # [head, part, head_dim] in storage order

@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from luthier.anatomy.anatomy import Anatomy
 from luthier.anatomy.around import Around
+from luthier.core.frozen import FrozenLinear
 from luthier.core.transformer import Net
 
 
 def merge(anatomy: Anatomy) -> float:
-    """Fold the adapters at work into the weights for good and take every adapter away.
+    """Fold the adapters at work into the weights for good and take every adapter away. A quantised base is turned back first.
 
     Returns the largest difference between the logits before and after, on random ids. Refuses before anything is changed.
     """
@@ -22,6 +23,7 @@ def merge(anatomy: Anatomy) -> float:
     before = probe(anatomy, ids)
     written: dict[int, nn.Parameter] = {}  # by the old parameter: one that modules share stays shared
     kept = []  # the old ones, so that no id is given twice
+    dequantise(anatomy)
     for path, around in arounds:
         with torch.no_grad():
             changed = around.merged(names)
@@ -33,6 +35,13 @@ def merge(anatomy: Anatomy) -> float:
             anatomy.at(path).unwrap(adapter)
     anatomy.switch.default = ()
     return float((probe(anatomy, ids) - before).abs().max())
+
+
+def dequantise(anatomy: Anatomy) -> None:
+    """Plain modules again in place of quantised ones, with the weights that those computed with."""
+    for path, module in list(anatomy.modules()):
+        if isinstance(module, FrozenLinear):
+            anatomy.at(path).replace(module.plain())
 
 
 def probe(anatomy: Anatomy, ids: Tensor) -> Tensor:
@@ -70,6 +79,8 @@ def _check(anatomy: Anatomy, arounds: list[tuple[str, Around]], names: tuple[str
             raise ValueError(f"{type(active[0]).__name__} around {path} cannot be merged: its output is not linear in its input")
         changed = around.merged(tuple(names)) if active else {}
         for name, value in changed.items():
+            if name not in around.base._parameters:  # a quantised weight is nobody else's
+                continue
             others = [site.around for site, own in anatomy.owners(around.base._parameters[name]) if site.path != path]  # type: ignore[arg-type]
             if any(other is None or not same(other.merged(names).get(name), value) for other in others):
                 raise ValueError(

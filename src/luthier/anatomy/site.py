@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from luthier.anatomy.around import Adapter, Around, OnRows, Switch, Values
-from luthier.anatomy.table import transposed
+from luthier.anatomy.table import transposed, values_of
 
 
 def walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -68,7 +68,7 @@ class Site:
     @property
     def parameters(self) -> Values:
         """The base's own parameters for this role: weight (O, I), rows cut."""
-        values: Values = {name: value for name, value in self.module._parameters.items() if value is not None}
+        values: Values = values_of(self.module)
         if transposed(self.module):
             values["weight"] = values["weight"].T
         return values if self.rows is None else {name: value[self.rows] for name, value in values.items()}

@@ -8,7 +8,9 @@ order the rows lie.
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
+
+from luthier.core.frozen import FrozenLinear
 
 ROLES = ("q", "k", "v", "o", "up", "gate", "down", "attn_norm", "ffn_norm")
 AROUND = ("embed", "head", "norm")
@@ -100,7 +102,7 @@ NORMS = (
 
 def transposed(module: nn.Module) -> bool:
     """Whether the weight is stored (d_in, d_out), as GPT-2's Conv1D does."""
-    return type(module).__name__ == "Conv1D"
+    return module.transposed if isinstance(module, FrozenLinear) else type(module).__name__ == "Conv1D"
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -109,4 +111,15 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def is_projection(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or transposed(module)
+    return isinstance(module, nn.Linear | FrozenLinear) or transposed(module)
+
+
+def values_of(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own parameters by name, as stored; a quantised weight turned back."""
+    values = {name: value for name, value in module._parameters.items() if value is not None}
+    return {"weight": module.weight} | values if isinstance(module, FrozenLinear) else dict(values)
+
+
+def key_of(module: nn.Module, name: str) -> int:
+    """The same number for parameters that are one: tied ones, and those of a module that stands in two places."""
+    return id(module) if isinstance(module, FrozenLinear) and name == "weight" else id(module._parameters[name])

@@ -58,8 +58,6 @@ def quantise(weight_OI: Tensor, double: bool = True) -> NF4:
     blocks = pad(weights_N, (0, -len(weights_N) % BLOCK)).view(-1, BLOCK)
     scales_S = blocks.abs().amax(1)
     unit = blocks * (1 / scales_S.clamp(min=1e-38))[:, None]
-    if len(weights_N) % BLOCK:
-        unit[-1] = blocks[-1] / scales_S[-1].clamp(min=1e-38)  # the last, shorter block is divided, as bitsandbytes does it
     codes_N = torch.bucketize(unit.flatten()[: len(weights_N)], _between(book()).to(unit.device), out_int32=True).to(torch.uint8)
     codes_N = pad(codes_N, (0, len(codes_N) % 2), value=7)  # 7: zero
     codes = codes_N[::2] << 4 | codes_N[1::2]

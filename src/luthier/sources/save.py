@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from luthier.anatomy.anatomy import Anatomy
 from luthier.anatomy.merge import same
 from luthier.anatomy.site import bare, resolve
+from luthier.anatomy.table import key_of, values_of
 from luthier.core.heads import PRETRAINING
 from luthier.core.names import export_state
 from luthier.core.transformer import Transformer
@@ -89,20 +90,18 @@ def plain_parameters(anatomy: Anatomy) -> dict[str, Tensor]:
         with torch.no_grad():
             values = around.merged(tuple(name for name in names if name in around.adapters))
         for name, value in values.items():
-            parameter = around.base._parameters[name]
-            assert parameter is not None
-            others = [site for site, _ in anatomy.owners(parameter) if site.path != path]
+            parameter = around.base._parameters.get(name)  # a quantised weight is none, and nobody else's
+            others = [site for site, _ in anatomy.owners(parameter) if site.path != path] if parameter is not None else []
             if any(site.around is None or not same(site.around.merged(names).get(name), value) for site in others):
                 raise ValueError(
                     f"{path}.{name} is tied to {others[0].path} and an adapter changes one of them only, which one file cannot hold; "
                     "save the adapter instead (save_adapter)"
                 )
-            changed[id(parameter)] = value
+            changed[key_of(around.base, name)] = value
     state = {}
     for path, owner in every_module(root):
-        for name, parameter in owner._parameters.items():
-            if parameter is not None:
-                state[f"{path}.{name}" if path else name] = changed.get(id(parameter), parameter).detach()
+        for name, parameter in values_of(owner).items():
+            state[f"{path}.{name}" if path else name] = changed.get(key_of(owner, name), parameter).detach()
     return state | {name: buffer for name, buffer in anatomy.state().items() if name not in state}
 
 

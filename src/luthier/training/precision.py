@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from luthier.core.frozen import FrozenLinear
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -21,6 +23,9 @@ def settle(net: nn.Module, precision: str) -> None:
             wide = torch.promote_types(parameter.dtype, torch.float32)
             low = wide if precision == "fp32" else DTYPES[precision]
             parameter.data = parameter.data.to(wide if parameter.requires_grad else low)
+    for module in net.modules():
+        if isinstance(module, FrozenLinear):
+            module.dtype = torch.promote_types(module.dtype, torch.float32) if precision == "fp32" else DTYPES[precision]
 
 
 @contextmanager

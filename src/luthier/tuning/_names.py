@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from luthier.anatomy.anatomy import Anatomy
 from luthier.anatomy.site import Site, bare, resolve
-from luthier.anatomy.table import AROUND, is_projection, transposed
+from luthier.anatomy.table import AROUND, is_projection, key_of, transposed, values_of
 from luthier.core.names import Name, export_state, import_tensor
 from luthier.sources._match import labels_of
 
@@ -27,7 +27,7 @@ class Names:
         self.anatomy = anatomy
         self.ours = anatomy.kind == ""
         self.table: dict[str, Name] = anatomy.net.config.names(labels_of(anatomy.net)) if self.ours else {}  # type: ignore[union-attr, operator, arg-type]
-        self._known = {id(self._value(ours)): name for ours, name in self.table.items()}  # a module may stand in two places
+        self._known = {self._key(ours): name for ours, name in self.table.items()}  # a module may stand in two places
         self.places = self._places()
         self._paths = set(self.everything())
 
@@ -43,7 +43,7 @@ class Names:
         if path == "heads.lm.out":
             return Name(f"{self.head}.{parameter}")
         ours = f"{path}.{parameter}"
-        return self.table[ours] if ours in self.table else self._known[id(self._value(ours))]
+        return self.table[ours] if ours in self.table else self._known[self._key(ours)]
 
     def module(self, site: Site) -> str:
         """The path of the stored module that holds a place."""
@@ -85,20 +85,19 @@ class Names:
             rest = {
                 (path, name): value
                 for path, _ in own
-                for name, value in self.anatomy.at(path).module._parameters.items()
-                if value is not None
+                for name, value in values_of(self.anatomy.at(path).module).items()
             }
             return {self.stored(*key).path: value.detach().contiguous() for key, value in ((rest if whole else {}) | own).items()}
         if whole and any(path == "heads.lm.out" for path, _ in own):
             head = self.anatomy.at("heads.lm.out").module._parameters
             own = {("heads.lm.out", name): value.detach() for name, value in head.items() if value is not None} | own
         heads = {self.stored(path, name).path: value for (path, name), value in own.items() if path == "heads.lm.out"}
-        values = {id(self._value(f"{path}.{name}")): value for (path, name), value in own.items()}
+        values = {self._key(f"{path}.{name}"): value for (path, name), value in own.items()}
         wanted = {self.stored(path, name).path for path, name in own if path != "heads.lm.out"}
         modules = {path.rpartition(".")[0] for path in wanted} if whole else set()
         table = {ours: name for ours, name in self.table.items() if name.path in wanted or name.path.rpartition(".")[0] in modules}
         table = {ours: name for ours, name in table.items() if not ours.startswith("heads.lm.out.")}
-        return export_state(table, {ours: values.get(id(self._value(ours)), self._value(ours)).detach() for ours in table}) | heads
+        return export_state(table, {ours: values.get(self._key(ours), self._value(ours)).detach() for ours in table}) | heads
 
     def read(self, path: str, parameter: str, tensors: dict[str, Tensor]) -> Tensor | None:
         """The value of a parameter out of stored tensors, as its module holds it; None where it is not among them."""
@@ -107,9 +106,11 @@ class Names:
 
     def _value(self, ours: str) -> Tensor:
         path, _, parameter = ours.rpartition(".")
-        value = bare(resolve(self.anatomy.root, path))._parameters[parameter]
-        assert value is not None
-        return value
+        return values_of(bare(resolve(self.anatomy.root, path)))[parameter]
+
+    def _key(self, ours: str) -> int:
+        path, _, parameter = ours.rpartition(".")
+        return key_of(bare(resolve(self.anatomy.root, path)), parameter)
 
     def _places(self) -> dict[str, list[Place]]:
         """Stored module -> the places in it: by role, and every other projection or embedding."""

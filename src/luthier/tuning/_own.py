@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from luthier.anatomy.anatomy import Anatomy
 from luthier.anatomy.around import Adapter, Own, Values
 from luthier.anatomy.site import Site, walk
-from luthier.anatomy.table import AROUND
+from luthier.anatomy.table import AROUND, values_of
+from luthier.core.frozen import FrozenLinear
 
 Place = tuple[Site, str]  # a site and the name of one of its parameters
 
@@ -22,7 +23,7 @@ def inside(anatomy: Anatomy, module: nn.Module) -> list[Site]:
     """Every place within a module (itself included) that holds parameters of its own, each once."""
     within = {id(part) for _, part in walk(module)}
     return [
-        anatomy.at(path) for path, part in anatomy.modules() if id(part) in within and any(p is not None for p in part._parameters.values())
+        anatomy.at(path) for path, part in anatomy.modules() if id(part) in within and values_of(part)
     ]
 
 
@@ -36,6 +37,10 @@ def train_own(anatomy: Anatomy, name: str, places: Iterable[Place], alone: Conta
     copies: dict[int, nn.Parameter] = {}
     named: dict[str, nn.Parameter] = {}
     for site, parameter in places:
+        if parameter == "weight" and isinstance(site.module, FrozenLinear):
+            raise ValueError(
+                f"{site.address} is quantised and cannot train: keep it out of the method, or name it in qlora's also_train, which leaves it as it is"
+            )
         if site.rows is not None:
             copy = _copy(site.parameters[parameter])
             named[f"{site.address}.{parameter}"] = copy

@@ -22,7 +22,7 @@ from luthier.tuning._write_lora import lora
 
 PEFT_VERSION = "0.21.2"  # whose format this is
 TASKS = {"classify": "SEQ_CLS", "regress": "SEQ_CLS", "tag": "TOKEN_CLS", "spans": "QUESTION_ANS"}
-FORMATS = {"lora": lora, "ia3": ia3, "prefix": prefix, "p_tuning_v2": prefix}  # kind of method -> peft's format
+FORMATS = {"lora": lora, "qlora": lora, "ia3": ia3, "prefix": prefix, "p_tuning_v2": prefix}  # kind of method -> peft's format
 
 
 def write(attached: Attached, directory: Path) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from luthier.anatomy.anatomy import Anatomy
+from luthier.core.frozen import FrozenLinear
 from luthier.tuning._attached import Attached
 
 
@@ -13,5 +14,7 @@ class Full:
     def attach(self, anatomy: Anatomy, name: str = "default") -> Attached:
         if anatomy.adapters:
             raise ValueError(f"the model has adapters ({', '.join(anatomy.adapters)}): merge them first, or tune in another way")
+        if any(isinstance(module, FrozenLinear) for _, module in anatomy.modules()):
+            raise ValueError("the model's projections are quantised and cannot train: load the model afresh, or tune with lora")
         parameters = dict(anatomy.net.named_parameters())
         return Attached(anatomy, name, self, parameters, whole=True)
