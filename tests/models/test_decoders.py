@@ -14,6 +14,7 @@ from families.plain import Config
 from families.qwen import SIZES
 from oracles import KINDS, gap, ours, reference, sample
 
+from luthier.anatomy.anatomy import anatomy
 from luthier.core.cache import Cache
 from luthier.core.decode import Decoder, decodable
 from luthier.core.generate import Sampling, generate_ids
@@ -25,6 +26,7 @@ from luthier.models.llama import Llama
 from luthier.models.qwen import Qwen
 from luthier.sources.load import load_model
 from luthier.sources.save import write_model
+from luthier.tuning._tune import attach, made
 
 COUNTS = {
     Llama: {
@@ -112,6 +114,12 @@ def test_qwen_refuses_texts_for_which_its_code_would_change_positions():
     for key, value in (("no_bias", False), ("rotary_pct", 0.5), ("kv_channels", 16)):
         with pytest.raises(ValueError, match=key):
             Qwen.from_config(config | {key: value})
+
+
+def test_what_is_added_to_a_norm_heads_output_is_not_in_its_weight():
+    net = ours("baichuan2_7b", reference("baichuan2_7b"))
+    with pytest.raises(ValueError, match="head is a NormHead; leave it out of roles"):
+        attach(anatomy(net), made("lora", {"roles": ("q", "head")}))
 
 
 def test_baichuan_is_told_apart_by_what_its_configurations_say():

@@ -20,7 +20,7 @@ PRETRAINING = ("next_sentence", "sentence_order", "span_boundary", "entities", "
 class LanguageHead(nn.Module):
     """out(transform(hidden)): the transform is the identity in decoders; out's weight may be the embedding's."""
 
-    def __init__(self, out: nn.Linear, transform: nn.Module | None = None):
+    def __init__(self, out: nn.Module, transform: nn.Module | None = None):
         super().__init__()
         self.transform, self.out = transform or nn.Identity(), out
 

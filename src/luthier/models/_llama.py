@@ -22,7 +22,7 @@ def decoder(
     arch: Any,
     attention: Callable[[int], Attention],
     *,
-    out: nn.Linear | None = None,
+    out: nn.Module | None = None,
     ffn_bias: bool = False,
     limit: int | None = None,
     **parts: Any,

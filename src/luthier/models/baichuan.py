@@ -9,6 +9,7 @@ Baichuan-7B is saved as the LLaMA that it is, so that everyone can read it.
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -125,11 +126,13 @@ class Baichuan:
         return None if name.endswith("alibi_mask") else llama_alias(name)
 
 
-class NormHead(nn.Linear):
-    """Scores by direction alone: x W^T with every row of W brought to length 1."""
+class NormHead(nn.Module):
+    """Scores by direction alone: x W^T with every row of W brought to length 1. No projection: what is added to its output is not in W."""
 
     def __init__(self, width: int, vocab: int):
-        super().__init__(width, vocab, bias=False)
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab, width))
+        nn.init.normal_(self.weight, std=0.02)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, F.normalize(self.weight))
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, F.normalize(self.weight))
