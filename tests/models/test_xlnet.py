@@ -20,6 +20,8 @@ from luthier.core.names import export_state, import_state
 from luthier.core.relative import RelativeAttention
 from luthier.models.xlnet import XLNet
 from luthier.sources.load import load_model
+from luthier.sources.model import Model
+from luthier.tuning._tune import tune
 
 SMALL = dict(vocab_size=60, d_model=32, n_layer=3, n_head=4, d_inner=48, mem_len=None, dropout=0.1)
 
@@ -259,6 +261,19 @@ def test_both_streams_are_one_graph_with_equal_states():
     with torch.no_grad():
         want = net(ids, types=types, allow=allow, targets=targets)
         assert gap(compiled(ids, types=types, allow=allow, targets=targets), want) < FLOOR
+
+
+def test_adapters_go_on_both_streams_at_once():
+    net = ours(reference())
+    (ids, types), allow = inputs(30), order(2, 30)
+    asked = {"types": types, "allow": allow, "targets": torch.arange(30).expand(2, -1)}
+    before = net(ids, **asked)
+    attached = tune(Model(net, source="xlnet"), "lora", roles=["q", "v", "down"], rank=2)
+    torch.testing.assert_close(net(ids, **asked), before)
+    for p in attached.parameters.values():
+        nn.init.normal_(p, std=0.1)
+    net(ids, **asked).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in attached.parameters.values())
 
 
 COUNTS = {"xlnet-base-cased": 116_750_336, "xlnet-large-cased": 360_300_800}
