@@ -131,6 +131,7 @@ class Group:
     name: str
     parameters: dict[str, nn.Parameter]
     rate: float | None = None
+    factor: float = 1.0
 
 
 @dataclass

@@ -16,6 +16,7 @@ class Group:
     name: str
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
     rate: float | None = None
+    factor: float = 1.0
 
 
 def parameters(seed: int = 0) -> dict[str, nn.Parameter]:

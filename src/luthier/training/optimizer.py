@@ -4,13 +4,18 @@ The state is read and written by parameter name ("NAME/FIELD"), so that it survi
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from luthier.training.adafactor import Adafactor
+from luthier.training.paging import Paged
 from luthier.training.settings import Training
+
+
+Moving = Optimizer | Paged
 
 
 class Group(Protocol):
@@ -22,13 +27,20 @@ class Group(Protocol):
     def parameters(self) -> dict[str, nn.Parameter]: ...
     @property
     def rate(self) -> float | None: ...  # None: the run's
+    @property
+    def factor(self) -> float: ...  # on that rate
 
 
-def build(training: Training, groups: Sequence[Group]) -> Optimizer:
-    """The optimizer over all groups; each is split in two, as biases and norms (one dimension) are not decayed."""
+def build(training: Training, groups: Sequence[Group], folder: Path | None = None) -> Moving:
+    """The optimizer over all groups; each is split in two, as biases and norms (one dimension) are not decayed. folder: for a paged one."""
     split = [part for group in groups for part in _split(training, group)]
     if not split:
         raise ValueError("nothing to train: the tuning method has no trainable parameter")
+    moving = _plain(training, split)
+    return Paged(moving, training.resident_mb * 2**20, folder) if training.paged else moving
+
+
+def _plain(training: Training, split: list[dict]) -> Optimizer:
     if training.optimizer == "adafactor":
         return Adafactor(split, rate=training.rate, relative=training.relative)
     if training.optimizer == "sgd":
@@ -37,7 +49,7 @@ def build(training: Training, groups: Sequence[Group]) -> Optimizer:
 
 
 def _split(training: Training, group: Group) -> Iterator[dict]:
-    rate = training.rate if group.rate is None else group.rate
+    rate = (training.rate if group.rate is None else group.rate) * group.factor
     for decayed in (True, False):
         chosen = {name: value for name, value in group.parameters.items() if (value.dim() > 1) == decayed}
         if chosen:
@@ -52,18 +64,18 @@ def _split(training: Training, group: Group) -> Iterator[dict]:
             }
 
 
-def named(optimizer: Optimizer) -> dict[str, nn.Parameter]:
+def named(optimizer: Moving) -> dict[str, nn.Parameter]:
     """Every parameter that the optimizer moves, by name."""
     return {name: value for group in optimizer.param_groups for name, value in zip(group["names"], group["params"], strict=True)}
 
 
-def set_rates(optimizer: Optimizer, factor: float) -> None:
+def set_rates(optimizer: Moving, factor: float) -> None:
     """Each group's own rate times the schedule's factor."""
     for group in optimizer.param_groups:
         group["lr"] = group["rate"] * factor
 
 
-def state(optimizer: Optimizer) -> dict[str, Tensor]:
+def state(optimizer: Moving) -> dict[str, Tensor]:
     """The optimizer's memory as named tensors; the rates are not in it, they follow from the settings and the step."""
     return {
         f"{name}/{field}": value
@@ -73,7 +85,7 @@ def state(optimizer: Optimizer) -> dict[str, Tensor]:
     }
 
 
-def load_state(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def load_state(optimizer: Moving, tensors: Mapping[str, Tensor]) -> None:
     """Puts back what `state` gave, to the bit."""
     parameters = named(optimizer)
     unknown = sorted({key.rpartition("/")[0] for key in tensors} - set(parameters))
@@ -83,6 +95,8 @@ def load_state(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
         name, _, field = key.rpartition("/")
         parameter = parameters[name]
         optimizer.state[parameter][field] = value.to(parameter.device, copy=True)
+        if isinstance(optimizer, Paged):
+            optimizer.put_away([parameter])
 
 
 def clip(parameters: Sequence[Tensor], limit: float) -> Tensor:

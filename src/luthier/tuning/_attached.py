@@ -19,6 +19,7 @@ class Group:
     name: str
     parameters: dict[str, nn.Parameter]
     rate: float | None = None
+    factor: float = 1.0  # on that rate
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Attached:
     parameters: dict[str, nn.Parameter]
     whole: bool = False
     rates: dict[str, float] = field(default_factory=dict)  # parameter name -> its own learning rate
+    factors: dict[str, float] = field(default_factory=dict)  # parameter name -> a factor on its rate
     source: str = ""  # where the base's weights came from
     tokenizer: Any = None  # saved with the adapter where the vocabulary has grown
     net: Net | None = None  # takes the place of the model's net
@@ -47,10 +49,13 @@ class Attached:
 
     def groups(self) -> list[Group]:
         """The trainable parameters by learning rate."""
-        by_rate: dict[float | None, dict[str, nn.Parameter]] = {}
+        members: dict[tuple[float | None, float], dict[str, nn.Parameter]] = {}
         for name, parameter in self.parameters.items():
-            by_rate.setdefault(self.rates.get(name), {})[name] = parameter
-        return [Group(self.name if rate is None else f"{self.name} at {rate:g}", members, rate) for rate, members in by_rate.items()]
+            members.setdefault((self.rates.get(name), self.factors.get(name, 1.0)), {})[name] = parameter
+        return [Group(self._told(*key), parameters, *key) for key, parameters in members.items()]
+
+    def _told(self, rate: float | None, factor: float) -> str:
+        return self.name + ("" if rate is None else f" at {rate:g}") + ("" if factor == 1 else f" times {factor:g}")
 
     def penalty(self) -> Tensor | None:
         """A term of the method's own for the loss."""
@@ -94,7 +99,7 @@ class Attached:
             return self.load_of(Path(directory))
         self.anatomy.remove(self.name)
         again = read(self.anatomy, Path(directory), self.name, trainable=True)
-        for part in ("method", "parameters", "rates", "penalty_of", "step_of", "memory"):
+        for part in ("method", "parameters", "rates", "factors", "penalty_of", "step_of", "memory"):
             setattr(self, part, getattr(again, part))
 
 

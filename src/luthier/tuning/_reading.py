@@ -16,17 +16,18 @@ from luthier.tuning._names import Names
 from luthier.tuning._own import NewRows, train_rows, vocabulary
 from luthier.tuning._stored import adapters, parts
 
-ENDS = {".lora_A.weight": "a", ".lora_B.weight": "b", ".lora_embedding_A": "a", ".lora_embedding_B": "b"}
+ENDS = {".lora_A.weight": "a", ".lora_B.weight": "b", ".lora_embedding_A": "a", ".lora_embedding_B": "b", ".lora_magnitude_vector": "m"}
 BASE = ".base_layer.weight"
 
 
 class Reading:
     """One folder going onto one model."""
 
-    def __init__(self, names: Names, folder: Folder, name: str):
-        self.names, self.folder, self.name = names, folder, name
+    def __init__(self, names: Names, folder: Folder, name: str, trainable: bool = False):
+        self.names, self.folder, self.name, self.trainable = names, folder, name, trainable
         self.anatomy, self.config = names.anatomy, folder.config
         self.parameters: dict[str, nn.Parameter] = {}
+        self.memory: dict[str, Tensor] = {}
         self.tensors = {self._known(stored): value for stored, value in folder.tensors.items()}
 
     def attached(self) -> Attached:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from luthier.tuning._attached import Attached
-from luthier.tuning._lowrank import LowRank, LowRankEmbedding
+from luthier.tuning._lowrank import Decomposed, LowRank, LowRankEmbedding, term_of
 from luthier.tuning._match import choose, patterns
 from luthier.tuning._names import Names
 from luthier.tuning._stored import Written, own_values
@@ -25,7 +25,7 @@ def lora(attached: Attached, names: Names) -> Written:
     for module in low_rank:
         tensors |= _tensors(names, module, attached.name)
         if len(names.places[module]) > 1:
-            fused[module] = [term.rank if term else 0 for term in terms_by_place(names, module, attached.name)]
+            fused[module] = [len(term.factors()[0]) if term else 0 for term in terms_by_place(names, module, attached.name)]
     stored = beside(attached, names)
     config = {"peft_type": "LORA"} | _lora(attached, names, low_rank) | whole_modules(attached, names, stored, low_rank.keys())
     outside = {module for module in low_rank if names.places[module][0].site.layer < 0}
@@ -43,11 +43,13 @@ def beside(attached: Attached, names: Names) -> dict[str, Tensor]:
 def _lora(attached: Attached, names: Names, low_rank: dict[str, list[LowRank]]) -> dict[str, Any]:
     method = asdict(attached.method)
     rank, alpha, rslora = method["rank"], method["alpha"], method["rslora"]
-    ranks = {module: sum(term.rank for term in terms) for module, terms in low_rank.items()}
+    if method["start"] == "pissa":  # twice the rank at the same scale
+        rank, alpha = 2 * rank, alpha * (2**0.5 if rslora else 2)
+    ranks = {module: sum(len(term.factors()[0]) for term in terms) for module, terms in low_rank.items()}
     alphas = {module: _round(_scale(terms) * (ranks[module] ** (0.5 if rslora else 1))) for module, terms in low_rank.items()}
     return {
         "r": rank, "lora_alpha": _round(alpha), "lora_dropout": method["dropout"], "use_rslora": rslora,
-        "rank_pattern": patterns(ranks, rank), "alpha_pattern": patterns(alphas, _round(alpha)), "bias": "none", "use_dora": False,
+        "rank_pattern": patterns(ranks, rank), "alpha_pattern": patterns(alphas, _round(alpha)), "bias": "none", "use_dora": method.get("dora", False),
         "fan_in_fan_out": any(names.fan_in_fan_out(module) for module in low_rank), "init_lora_weights": method["start"] != "gaussian" or "gaussian",
         "alora_invocation_tokens": None, "arrow_config": None, "corda_config": None, "eva_config": None, "exclude_modules": None,
         "kasa_config": None, "layer_replication": None, "layers_pattern": None, "loftq_config": {}, "lora_bias": False, "lora_ga_config": None,
@@ -79,8 +81,7 @@ def whole_modules(attached: Attached, names: Names, stored: dict[str, Tensor], m
 
 
 def terms_by_place(names: Names, module: str, name: str) -> list[LowRank | None]:
-    found = [place.site.adapter(name) for place in names.places[module]]
-    return [adapter if isinstance(adapter, LowRank) else None for adapter in found]
+    return [term_of(place.site.adapter(name)) for place in names.places[module]]
 
 
 def _terms(names: Names, module: str, name: str) -> list[LowRank]:
@@ -93,18 +94,37 @@ def _scale(terms: list[LowRank]) -> float:
 
 def _tensors(names: Names, module: str, name: str) -> dict[str, Tensor]:
     terms = _terms(names, module, name)
+    magnitude = _magnitude(names, module, name)
     if isinstance(terms[0], LowRankEmbedding):
-        return {f"{module}.lora_embedding_A": terms[0].a_RI, f"{module}.lora_embedding_B": terms[0].b_OR}
+        return {f"{module}.lora_embedding_A": terms[0].a_RI, f"{module}.lora_embedding_B": terms[0].b_OR} | magnitude
     if len(names.places[module]) == 1:
-        return {f"{module}.lora_A.weight": terms[0].a_RI, f"{module}.lora_B.weight": terms[0].b_OR}
-    b_OR = terms[0].b_OR.new_zeros(names.total(module), sum(term.rank for term in terms))
+        a_RI, b_OR = terms[0].factors()
+        return {f"{module}.lora_A.weight": a_RI, f"{module}.lora_B.weight": b_OR} | magnitude
+    all_a = torch.cat([term.factors()[0] for term in terms])
+    b_OR = all_a.new_zeros(names.total(module), len(all_a))
     column = 0
     for place, term in zip(names.places[module], terms_by_place(names, module, name), strict=True):
         if term is not None and place.rows is not None:
-            block = term.b_OR.detach() * (term.scale / _scale(terms))
-            b_OR[place.rows.to(b_OR.device), column : column + term.rank] = block
-            column += term.rank
-    return {f"{module}.lora_A.weight": torch.cat([term.a_RI for term in terms]), f"{module}.lora_B.weight": b_OR}
+            block = term.factors()[1].detach() * (term.scale / _scale(terms))
+            b_OR[place.rows.to(b_OR.device), column : column + block.shape[1]] = block
+            column += block.shape[1]
+    return {f"{module}.lora_A.weight": all_a, f"{module}.lora_B.weight": b_OR} | magnitude
+
+
+def _magnitude(names: Names, module: str, name: str) -> dict[str, Tensor]:
+    """DoRA's; rows of a fused projection without one keep their own norm."""
+    places = names.places[module]
+    found = [(place, adapter) for place in places if isinstance(adapter := place.site.adapter(name), Decomposed)]
+    if not found:
+        return {}
+    if len(places) == 1:
+        return {f"{module}.lora_magnitude_vector": found[0][1].magnitude}
+    whole = found[0][1].magnitude.detach().new_zeros(names.total(module))
+    for place in places:
+        whole[place.rows] = place.site.weight.detach().norm(dim=1).to(whole.dtype)
+    for place, adapter in found:
+        whole[place.rows] = adapter.magnitude.detach()
+    return {f"{module}.lora_magnitude_vector": whole}
 
 
 def _round(value: float) -> float | int:
