@@ -42,6 +42,7 @@ class Anatomy:
     kind: str  # config.json's model_type, "" for ours
     switch: Switch = field(repr=False)
     grown: dict[int, str] = field(default_factory=dict)  # tokens that the vocabulary has been grown by, by id
+    tokenizer: Any = field(default=None, repr=False)  # the model's, for methods that start from words
 
     @property
     def blocks(self) -> list[nn.Module]:

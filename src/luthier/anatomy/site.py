@@ -52,6 +52,7 @@ class Site:
     net: nn.Module = field(repr=False)  # everything; a foreign net holds its root and heads beside it
     switch: Switch = field(repr=False)
     rows: Tensor | None = None  # the output rows of a fused projection that are this role's
+    around_type: type[Around] = Around  # what holds adapters here
 
     @property
     def address(self) -> str:
@@ -130,8 +131,11 @@ class Site:
             self._put(around.base)
 
     def _wrapped(self) -> Around:
-        if self.around is None:
-            self._put(Around(self.module, self.switch))
+        if self.around is None or not isinstance(self.around, self.around_type):
+            others = {} if self.around is None else dict(self.around.adapters.items())
+            around = self.around_type(self.module, self.switch)
+            around.adapters.update(others)
+            self._put(around)
         assert self.around is not None
         return self.around
 

@@ -18,7 +18,12 @@ from luthier.tuning._read_lora import ReadLoRA
 from luthier.tuning._reading import Reading, ReadPlain
 from luthier.tuning._vocabulary import grow
 
-FORMATS: dict[str, type[Reading]] = {"lora": ReadLoRA, "ia3": ReadIA3, "prefix": ReadPrefix, "p_tuning_v2": ReadPrefix}  # kind of method -> how peft's files of it are read
+FORMATS: dict[str, type[Reading]] = {
+    "lora": ReadLoRA,
+    "ia3": ReadIA3,
+    "prefix": ReadPrefix,
+    "p_tuning_v2": ReadPrefix,
+}  # kind of method -> how peft's files of it are read
 
 
 def read(anatomy: Anatomy, directory: Path, name: str = "default", trainable: bool = False) -> Attached:

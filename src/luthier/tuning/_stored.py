@@ -8,7 +8,7 @@ from torch import Tensor
 
 from luthier.anatomy.around import Adapter, Around, OnRows, Own
 from luthier.tuning._attached import Attached
-from luthier.tuning._folder import DELTA
+from luthier.tuning._folder import DELTA, PREFIX
 from luthier.tuning._names import Names
 from luthier.tuning._own import NewRows
 
@@ -21,6 +21,7 @@ class Written:
     tensors: dict[str, Tensor]
     state: dict[str, Tensor] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    prefix: str = PREFIX  # before the names of modules; peft's prompts have another
 
 
 def plain(attached: Attached, names: Names) -> Written:

@@ -29,6 +29,7 @@ def tune(model: Model, method: Method | str | dict[str, Any], name: str = "defau
     tokens = vars(method).get("tokens", ())
     if tokens:
         grow(model, tokens)
+    model.anatomy.tokenizer = model.tokenizer
     attached = attach(model.anatomy, method, name)
     attached.source, attached.tokenizer = model.source, model.tokenizer
     model.attached = attached
