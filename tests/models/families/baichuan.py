@@ -34,7 +34,7 @@ MUTANTS = {
 }
 
 
-def plain(head: nn.Linear) -> nn.Linear:
-    out = nn.Linear(head.in_features, head.out_features, bias=False)
+def plain(head: nn.Module) -> nn.Linear:
+    out = nn.Linear(*head.weight.shape[::-1], bias=False)
     out.weight = head.weight
     return out
