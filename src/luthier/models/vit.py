@@ -95,6 +95,7 @@ class ViT:
     dropout: float = 0.0  # on the embedding and on sublayer outputs
     attention_dropout: float = 0.0
     pooler: bool = True
+    init_std: float = 0.02  # of fresh weights
     kind: str = "vit"  # config.json's model_type; blip_2_vision_model is EVA's form
 
     types: ClassVar[tuple[str, ...]] = ("vit", "blip_2_vision_model")
@@ -125,7 +126,7 @@ class ViT:
         ]
         embed: Any = Patches(self.channels, self.image, self.patch, self.width, self.dropout)
         pooler = Pooler(self.width) if self.pooler else None
-        net = initialise(Vision(self, embed, blocks, norm(), None, causal=False, width=self.width, pooler=pooler))
+        net = initialise(Vision(self, embed, blocks, norm(), None, causal=False, width=self.width, pooler=pooler, init_std=self.init_std))
         for value in (embed.start, embed.position, embed.token.weight):
             nn.init.trunc_normal_(value, std=net.init_std)
         nn.init.zeros_(embed.token.bias)
