@@ -64,7 +64,7 @@ def train(
     settle(model.net, training.precision)
     model.net.fuse()
     steps = training.steps if training.steps is not None else count_steps(batches, training.epochs or 0)
-    state = State.fresh(attached, batches, training)
+    state = State.fresh(attached, batches, training, folder)
     if resume is not None:
         _go_on(state, resume, folder, steps)
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,6 @@ from luthier.training.adafactor import Adafactor
 from luthier.training.paging import Paged
 from luthier.training.settings import Training
 
-
 Moving = Optimizer | Paged
 
 

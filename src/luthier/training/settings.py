@@ -20,6 +20,8 @@ class Training:
     eps: float = 1e-8  # adamw
     momentum: float = 0.0  # sgd
     relative: bool = False  # adafactor: rates relative to the size of each parameter
+    paged: bool = False  # the optimizer's memory beyond resident_mb lies in a file of the run's folder, on a GPU run in the CPU's memory
+    resident_mb: int = 0  # MiB of it that stay where the weights are
     weight_decay: float = 0.0  # never on biases and norms
     clip: float = 1.0  # global norm of the gradients; 0: no clipping
 
@@ -51,11 +53,15 @@ class Training:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"training.{name}={value} must be above 0")
-        for name in ("rate", "weight_decay", "clip", "warmup", "evaluate_every", "save_every"):
+        for name in ("rate", "weight_decay", "clip", "warmup", "evaluate_every", "save_every", "resident_mb"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"training.{name}={getattr(self, name)} must be 0 or more")
         for name in ("momentum", "ema", "decay", "floor"):
             if not 0 <= getattr(self, name) <= 1 or (name in ("momentum", "ema") and getattr(self, name) == 1):
                 raise ValueError(f"training.{name}={getattr(self, name)} must lie between 0 and 1")
+        if self.resident_mb and not self.paged:
+            raise ValueError(
+                f"training.resident_mb={self.resident_mb} goes with paged: true; without it all of the optimizer's memory is resident"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"training.betas={list(self.betas)} must each lie in [0, 1)")

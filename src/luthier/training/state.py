@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.optim import Optimizer
 
 from luthier.config import RunFailed
 from luthier.training import checkpoint, optimizer, random
@@ -44,14 +43,14 @@ class State:
 
     attached: "Attached"
     batches: "Batches"
-    optimizer: Optimizer
+    optimizer: optimizer.Moving
     average: Average
     scale: LossScale | None
     record: Record = field(default_factory=Record)
 
     @classmethod
-    def fresh(cls, attached: "Attached", batches: "Batches", training: Training) -> "State":
-        moving = optimizer.build(training, attached.groups())
+    def fresh(cls, attached: "Attached", batches: "Batches", training: Training, folder: Path | None = None) -> "State":
+        moving = optimizer.build(training, attached.groups(), folder)
         return cls(attached, batches, moving, Average(optimizer.named(moving), training.ema), LossScale.of(training.precision))
 
     def save(self, folder: Path, keep: int) -> Path:
