@@ -21,9 +21,12 @@ VARIANTS = {
     "adapter": [{"width": 4}, {"after": ("ffn",), "reads": "sum", "reduction": 8, "norms": False}, {"after": ("attn", "ffn"), "reads": "in", "width": 4, "scale": 4.0, "norms": False}],
     "prefix": [{"length": 3, "hidden": 8}],
     "p_tuning_v2": [{"length": 3}],
+    "compacter": [{"reduction": 8, "summands": 2}],
+    "mad_x": [{"reduction": 4, "act": "gelu"}],
+    "adapter_fusion": [{"adapters": dict.fromkeys(("a", "b"), {"kind": "adapter", "width": 4, "start": 0.3, "norms": False})}],
     "ia3": [{}, {"roles": ("q", "o", "up"), "inner": (), "also_train": ("embed",)}],
 }
-ANEW = ("prefix", "p_tuning_v2")  # what they add is seen from the first step, as in their papers
+ANEW = ("prefix", "p_tuning_v2", "adapter_fusion")  # what they add is seen from the first step, as in their papers
 ALONE = {"bloom"}  # transformers models that compute their attention by themselves: no prefix stands before their keys
 SHELF = [name for name in lookup.names("tuning") if name != "features"]  # features reads frozen states and trains no part of the model
 CASES = [(name, fields) for name in SHELF for fields in VARIANTS.get(name, [{}])]
@@ -46,6 +49,16 @@ def start(kind: str, method: str, fields: dict) -> tuple[nn.Module, Attached]:
         pytest.skip("this model has no biases")
     if method == "adapter" and kind == "mixtral":
         fields = fields | {"after": ("attn",)}
+    if method == "compacter" and kind == "mixtral":
+        fields = fields | {"after": ("attn",)}
+    if method == "adapter_fusion":
+        torch.manual_seed(0)  # two copies of a model fuse the same adapters
+        only = {"after": ["attn"]} if kind == "mixtral" else {}
+        fields = {"adapters": {name: section | only for name, section in fields["adapters"].items()}}
+    if method == "mad_x" and kind == "mixtral":
+        with pytest.raises(ValueError, match="leave ffn out"):
+            attach(anatomy(build(kind)), made(method, fields))
+        pytest.skip("refused in words")
     if method == "ia3" and kind == "mixtral":  # its experts are one fused tensor
         fields = {"inner": ()}
     net = build(kind)

@@ -32,9 +32,9 @@ class Adapter(nn.Module):
     def forward(self, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return base(x)
 
-    def term(self, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | None:
-        """What it adds to the base's output, for compositions that weigh it; None where it only looks on."""
-        return self(base, x) - base(x)
+    def parts(self, base: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What it reads and what it adds to the base's output, for compositions that weigh it; None where it only looks on."""
+        return base(x), self(base, x) - base(x)
 
     def values(self, current: Values) -> Values:
         """Parameters the base is to run with instead of its own."""
@@ -190,6 +190,11 @@ class _Once:
         out = self.call(x)
         self.known.append((x, out))
         return out
+
+
+def once(base: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """The same call, made once per distinct input."""
+    return _Once(base)
 
 
 def stack(adapters: list[Adapter], base: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:

@@ -35,16 +35,20 @@ class Sublayer:
 
 
 class Seen:
-    """An input noted where it enters and taken where the output leaves. Threads have one each; a copy of a model starts empty."""
+    """An input noted where it enters and taken where the output leaves, as often. Threads have one each; a copy of a model starts empty."""
 
     def __init__(self) -> None:
-        self.inputs: dict[int, Tensor] = {}
+        self.inputs: dict[int, tuple[Tensor, int]] = {}
 
     def note(self, x: Tensor) -> None:
-        self.inputs[get_ident()] = x
+        known, times = self.inputs.get(get_ident(), (x, 0))
+        self.inputs[get_ident()] = (x, times + 1 if known is x else 1)  # a call that failed may have left another behind
 
     def take(self) -> Tensor:
-        return self.inputs.pop(get_ident())
+        x, times = self.inputs.pop(get_ident())
+        if times > 1:
+            self.inputs[get_ident()] = (x, times - 1)
+        return x
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Seen, ()
@@ -61,7 +65,7 @@ class Tap(Adapter):
         self.seen.note(x)
         return base(x)
 
-    def term(self, base: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    def parts(self, base: Callable[[Tensor], Tensor], x: Tensor) -> None:
         self.seen.note(x)
 
 
@@ -81,14 +85,15 @@ class Bottleneck(Adapter):
 
     def forward(self, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         y = base(x)
-        return y + self.beside(y)
+        return y + self.beside(self.read(y)).to(y.dtype)
 
-    def term(self, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        return self.beside(base(x))
+    def parts(self, base: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        read = self.read(base(x))
+        return read, self.beside(read).to(read.dtype)
 
-    def beside(self, y: Tensor) -> Tensor:
+    def beside(self, read: Tensor) -> Tensor:
         own = next(self.down.parameters()).dtype
-        return (self.scale * self.up(ACTIVATIONS[self.act](self.down(self.read(y).to(own))))).to(y.dtype)
+        return self.scale * self.up(ACTIVATIONS[self.act](self.down(read.to(own))))
 
     def read(self, y: Tensor) -> Tensor:
         x = y if self.seen is None else self.seen.take()
@@ -102,6 +107,22 @@ class Bottleneck(Adapter):
 def sublayers(anatomy: Anatomy, names: Sequence[str], blocks: str | tuple[int, ...] | None, norms: bool = False) -> list[Sublayer]:
     """These sublayers (attn, cross, ffn) of these blocks. norms: with the norm beside each."""
     return [place for name in names for place in _of(anatomy, name, blocks, norms)]
+
+
+def ends(weight_OI: Tensor, width: int, start: float, outputs: int | None = None) -> tuple[nn.Linear, nn.Linear]:
+    """Down from O and up to O (or outputs), in the dtype and on the device of a weight; biases zero.
+
+    start: the deviation of both, cut at two; 0: up is zero.
+    """
+    like = {"device": weight_OI.device, "dtype": weight_OI.dtype}
+    down, up = nn.Linear(len(weight_OI), width, **like), nn.Linear(width, outputs or len(weight_OI), **like)
+    for linear in (down, up):
+        nn.init.zeros_(linear.bias)
+        if start:
+            nn.init.trunc_normal_(linear.weight, std=start, a=-2 * start, b=2 * start)
+    if not start:
+        nn.init.zeros_(up.weight)
+    return down, up
 
 
 def put(anatomy: Anatomy, name: str, place: Sublayer, down: nn.Module, up: nn.Module, act: str, scale: float, reads: Reads) -> dict[str, nn.Parameter]:  # fmt: skip

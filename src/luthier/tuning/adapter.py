@@ -9,12 +9,12 @@ Parallel: {after: [ffn], reads: in, width: 512, act: relu, norms: false}; scaled
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from luthier.anatomy.anatomy import Anatomy
 from luthier.anatomy.table import is_norm
 from luthier.tuning._attached import Attached
-from luthier.tuning._bottleneck import Reads, put, sublayers
+from luthier.tuning._bottleneck import Reads, ends, put, sublayers
 from luthier.tuning._common import train_beside
 from luthier.tuning._own import everything
 
@@ -50,17 +50,3 @@ class Bottlenecks:
             parameters |= put(anatomy, name, place, down, up, self.act, self.scale, self.reads)
         norms = [anatomy.at(path) for path, module in anatomy.modules() if self.norms and is_norm(module)]
         return Attached(anatomy, name, self, parameters | train_beside(anatomy, name, self.also_train, everything(norms)))
-
-
-def ends(weight_OI: Tensor, width: int, start: float) -> tuple[nn.Linear, nn.Linear]:
-    """Down and up, in the dtype and on the device of the projection that they stand beside; biases zero."""
-    outer = weight_OI.shape[0]
-    like = {"device": weight_OI.device, "dtype": weight_OI.dtype}
-    down, up = nn.Linear(outer, width, **like), nn.Linear(width, outer, **like)
-    for linear in (down, up):
-        nn.init.zeros_(linear.bias)
-        if start:
-            nn.init.trunc_normal_(linear.weight, std=start, a=-2 * start, b=2 * start)
-    if not start:
-        nn.init.zeros_(up.weight)
-    return down, up

@@ -1,0 +1,136 @@
+"""AdapterFusion: attention over adapters of several tasks. Pfeiffer et al. 2020, arXiv:2005.00247, section 3.2.
+
+First each task trains an adapter alone (ST-A; `tune` with {kind: adapter, ...}, saved). Then base and adapters are frozen, and at each
+place p = softmax(Q r . K z_n) and y + sum_n p_n V z_n train, r what the last adapter reads, z_n what the n-th adds. V starts as the identity
+and is kept near it by penalty * sum ||I - V||^2. Each adapter stays there under its own name, with the head it was saved with.
+
+B batch, T length, N adapters, D width
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from luthier.anatomy.anatomy import Anatomy
+from luthier.anatomy.around import Adapter, OnRows, Own, Values
+from luthier.anatomy.compose import place, together
+from luthier.tuning._attached import Attached
+from luthier.tuning._common import task_sites, train_beside
+from luthier.tuning._read import read
+from luthier.tuning._stored import kind_of
+from luthier.tuning._tune import made
+
+
+@dataclass(frozen=True)
+class AdapterFusion:
+    adapters: dict[str, str | dict[str, Any]]  # name -> folder of a saved adapter, or "" for one that is on the model
+    penalty: float = 0.01  # weight of ||I - V||^2
+    dropout: float = 0.0  # on the scores
+    also_train: tuple[str, ...] = ()  # embed, head, norm or roles that train whole
+    tokens: tuple[str, ...] | str = ()  # added to the vocabulary, trained and saved with it; or the folder of a second tokenizer
+    verified: ClassVar[str] = "adapters 1.3.0 (outputs and penalty on BERT and GPT-2), the count of BERT-base"
+
+    def __post_init__(self) -> None:
+        if len(self.adapters) < 2 or self.penalty < 0 or not 0 <= self.dropout < 1:
+            raise ValueError(f"adapter_fusion needs two adapters at least, penalty >= 0 and 0 <= dropout < 1, not {self}")
+
+    def attach(self, anatomy: Anatomy, name: str = "default") -> Attached:
+        fresh = [source for source in self.adapters if source not in anatomy.adapters]
+        try:
+            sections = {source: _source(anatomy, source, given) for source, given in self.adapters.items()}
+            fused = self._fuse(anatomy, name, {source for source, section in sections.items() if section})
+        except BaseException:
+            for source in fresh:
+                anatomy.remove(source)
+            raise
+        parameters = {f"{place}.{key}": value for place, each in fused.items() for key, value in each.named_parameters()}
+        beside = train_beside(anatomy, name, self.also_train)
+        attached = Attached(anatomy, name, replace(self, adapters=sections), parameters | beside)
+        attached.penalty_of = lambda: self.penalty * torch.stack([each.distance() for each in fused.values()]).sum()
+        return attached
+
+    def _fuse(self, anatomy: Anatomy, name: str, known: set[str]) -> dict[str, "Fused"]:
+        heads = {site.path for site in task_sites(anatomy)}
+        names = tuple(self.adapters)
+        fused: list[Fused] = []
+
+        def make(members: dict[str, Adapter]) -> Adapter:
+            fused.append(Fused({each: members[each] for each in names if each in members}, known, self.dropout))
+            return fused[-1]
+
+        place(anatomy, names, name, make)
+        for path, around in anatomy.arounds():
+            if name not in around.adapters:
+                continue
+            each = around.adapters[name]
+            assert isinstance(each, Fused)
+            if path in heads:  # a task's head is its own; the fusion has another
+                del around.adapters[name]
+            elif any(isinstance(member, Own | OnRows) for member in each.members):
+                raise ValueError(f"{path}: an adapter has values of its own here, which cannot be fused; train adapters with norms: false")
+            elif each.adds:
+                each.start(around.parameters_by_name()["weight"])
+        return {path: a for path, around in anatomy.arounds() for a in [dict(around.adapters.items()).get(name)] if isinstance(a, Fused) and a.adds}  # fmt: skip
+
+
+class Fused(Adapter):
+    """y + sum_n softmax_n(Q r . K z_n) V z_n; where its members only look on, so does it."""
+
+    def __init__(self, members: Mapping[str, Adapter], known: set[str], dropout: float):
+        super().__init__()
+        self.names, self.members = tuple(members), tuple(members.values())  # no children: they stand here under their own names
+        self.known, self.adds = known, any(True for member in self.members for _ in member.parameters())
+        self.dropout = nn.Dropout(dropout)
+
+    def start(self, weight_OI: Tensor) -> None:
+        width, like = len(weight_OI), {"device": weight_OI.device, "dtype": weight_OI.dtype}
+        self.query, self.key = nn.Linear(width, width, **like), nn.Linear(width, width, **like)
+        self.value = nn.Linear(width, width, bias=False, **like)
+        for linear in (self.query, self.key):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+        nn.init.constant_(self.value.weight, 1e-6)
+        self.value.weight.data.fill_diagonal_(1.0)
+
+    def forward(self, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        y, parts = together(self.members, base, x)
+        if not parts:
+            return y
+        return y + self.mix(parts[-1][1], torch.stack([added for _, _, added in parts], -2)).to(y.dtype)
+
+    def mix(self, read_BTD: Tensor, added_BTND: Tensor) -> Tensor:
+        own = self.value.weight.dtype
+        query, key, value = self.query(read_BTD.to(own)), self.key(added_BTND.to(own)), self.value(added_BTND.to(own))
+        share = F.softmax(self.dropout(torch.einsum("...d,...nd->...n", query, key)), -1)
+        return torch.einsum("...n,...nd->...d", share, value)
+
+    def distance(self) -> Tensor:
+        """||I - V||^2"""
+        weight = self.value.weight
+        return (torch.eye(len(weight), device=weight.device, dtype=weight.dtype) - weight).square().sum()
+
+    def stored(self) -> Values:
+        """With the members' own values, so that one folder brings everything; not of those that were on the model without a section."""
+        each = zip(self.names, self.members, strict=True)
+        theirs = {f"{name}.{key}": value for name, member in each if name in self.known for key, value in member.stored().items()}
+        return dict(self.named_parameters()) | theirs
+
+
+def _source(anatomy: Anatomy, name: str, given: str | dict[str, Any]) -> str | dict[str, Any]:
+    """Put an adapter on the model if it is not there; the section of a run that makes such a one, where it is known."""
+    if isinstance(given, dict):
+        if name not in anatomy.adapters:
+            for parameter in made(given, {}).attach(anatomy, name).parameters.values():
+                parameter.requires_grad_(False)
+        return given
+    if not given:
+        if name not in anatomy.adapters:
+            raise ValueError(f"adapter_fusion: there is no adapter called {name!r} on the model; attach it first, or give its folder")
+        return ""
+    method = read(anatomy, Path(given), name).method
+    return {"kind": kind_of(method)} | asdict(method)
