@@ -14,7 +14,7 @@ def main(folder: str, name: str, dtype: str, kind: str) -> None:
     made = rows(name)
     ids = torch.tensor([token for row in made for token in row["ids"]])[None]
     labels = torch.tensor([label for row in made for label in row["labels"]])
-    decoder = hasattr(net, "decoder")
+    decoder = hasattr(net, "encoder")
     inputs = {"lengths": LENGTHS}
     if decoder:  # T5 begins its targets with the padding token
         shifted = torch.tensor([token for row in made for token in [0, *row["ids"][:-1]]])[None]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from luthier.core.attention import Attention, Mask, attend
 from luthier.core.block import Context, PostNorm, PreNorm
 from luthier.core.feedforward import FeedForward
-from luthier.core.packed import packed_attention
+from luthier.core.packed import Documents, packed_attention
 
 F64 = {"dtype": torch.float64}
 
@@ -94,7 +94,35 @@ def test_packed_documents_attend_as_if_alone(causal, how):
 
 def test_packed_gradients_pass_the_numerical_check():
     q, k, v = (x[0].requires_grad_() for x in tensors(queries=9, keys=9, batch=1))
-    assert torch.autograd.gradcheck(lambda q, k, v: packed_attention(q, k, v, (4, 5), True, 0.3), (q, k, v))
+    assert torch.autograd.gradcheck(lambda q, k, v: packed_attention(q, k, v, Documents((4, 5), True), 0.3), (q, k, v))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_packed_documents_take_a_bias_and_its_gradient(causal):
+    total, longest = sum(LENGTHS), max(LENGTHS)
+    q, k, v = (x.requires_grad_() for x in tensors(queries=total, keys=total, batch=1))
+    bias = torch.randn(1, 4, longest, longest, **F64, requires_grad=True)
+    packed = attend(q, k, v, Mask(causal, lengths=LENGTHS), bias)
+    each = zip(*(x.split(LENGTHS, 2) for x in (q, k, v)), strict=True)
+    alone = torch.cat([attend(*three, Mask(causal), bias[..., : three[0].shape[2], : three[0].shape[2]]) for three in each], 2)
+    torch.testing.assert_close(packed, alone, rtol=1e-12, atol=1e-12)
+    weight = torch.randn_like(packed)
+    for got, want in zip(*(torch.autograd.grad((y * weight).sum(), (q, k, v, bias)) for y in (packed, alone)), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+def test_packed_queries_look_at_documents_of_other_lengths():
+    lengths, others = (5, 140, 1), (9, 2, 131)
+    q, _, _ = tensors(queries=sum(lengths), keys=1, batch=1)
+    _, k, v = tensors(queries=1, keys=sum(others), batch=1)
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    packed = attend(q, k, v, Mask(lengths=lengths, key_lengths=others))
+    each = zip(q.split(lengths, 2), k.split(others, 2), v.split(others, 2), strict=True)
+    alone = torch.cat([attend(*three, Mask()) for three in each], 2)
+    torch.testing.assert_close(packed, alone, rtol=1e-12, atol=1e-12)
+    weight = torch.randn_like(packed)
+    for got, want in zip(*(torch.autograd.grad((y * weight).sum(), (q, k, v)) for y in (packed, alone)), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
 def test_a_bidirectional_prompt_is_seen_whole_and_nothing_else_leaks():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from luthier.core.cache import Cache
 from luthier.core.fan import fan
-from luthier.core.packed import packed_attention
+from luthier.core.packed import Documents, packed_attention
 from luthier.core.position import Rotation, rotate
 
 
@@ -123,10 +123,12 @@ def _packed(
     """On a CPU document by document; elsewhere each document becomes a row of a padded batch, and comes back."""
     assert mask.lengths is not None and q.shape[0] == 1
     described = mask.window is None and mask.prompts is None and mask.keys is None and mask.allow is None
-    alike = described and mask.key_lengths in (None, mask.lengths)
-    if q.device.type == "cpu" and bias is None and dropout == 0.0 and alike:
-        keys, values, more = (k[0], v[0], 0) if prefix is None else (*_led(prefix, k[0], v[0], mask.lengths), prefix[0].shape[1])
-        return packed_attention(q[0], keys, values, mask.lengths, mask.causal, scale or q.shape[-1] ** -0.5, more)[None]
+    if q.device.type == "cpu" and dropout == 0.0 and described and (bias is None or bias.shape[0] == 1):
+        own_keys = mask.key_lengths or mask.lengths
+        keys, values, more = (k[0], v[0], 0) if prefix is None else (*_led(prefix, k[0], v[0], own_keys), prefix[0].shape[1])
+        documents = Documents(mask.lengths, mask.causal, more, mask.key_lengths)
+        added = None if bias is None else bias[0].to(q.dtype)
+        return packed_attention(q[0], keys, values, documents, scale or q.shape[-1] ** -0.5, added)[None]
     place = unpack_index(mask.lengths, q.device)
     key_place = place if mask.key_lengths is None else unpack_index(mask.key_lengths, q.device)
     real_BT = place >= 0

@@ -8,6 +8,7 @@ N packed tokens, H query heads, G key-value heads, R = H / G heads of a group, K
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -16,54 +17,64 @@ from torch import Tensor
 BLOCK = 128  # queries at a time
 
 
+@dataclass(frozen=True)
+class Documents:
+    """Where documents lie in the packed rows of queries and keys. key_lengths: of those that the queries of each look at, if others.
+    prefix: so many keys more stand before those of each document, which all of its queries see."""
+
+    lengths: tuple[int, ...]
+    causal: bool
+    prefix: int = 0
+    key_lengths: tuple[int, ...] | None = None
+
+    def blocks(self) -> Iterator[tuple[slice, slice, int]]:
+        """(queries of the block, keys they see, queries of the document before them). Causal queries need no key beyond the block."""
+        start = key = 0
+        for length, keys in zip(self.lengths, self.key_lengths or self.lengths, strict=True):
+            for low in range(0, length, BLOCK):
+                high = min(low + BLOCK, length)
+                yield slice(start + low, start + high), slice(key, key + self.prefix + (high if self.causal else keys)), low
+            start, key = start + length, key + self.prefix + keys
+
+
 def packed_attention(
-    q_HNK: Tensor, k_GNK: Tensor, v_GNK: Tensor, lengths: tuple[int, ...], causal: bool, scale: float, prefix: int = 0
+    q_HNK: Tensor, k_GNK: Tensor, v_GNK: Tensor, documents: Documents, scale: float, bias_HTS: Tensor | None = None
 ) -> Tensor:
-    """softmax(q k^T * scale) v within each document; (H, N, K). prefix: so many keys more stand before those of each document."""
+    """softmax(q k^T * scale + bias) v within each document; (H, N, K). bias: one for all documents, without a column for the prefix."""
     # Values are columns of one product with queries and keys: a copy of theirs lets the rest of it go, and products read it faster.
-    return _Packed.apply(q_HNK, k_GNK, v_GNK.contiguous(), lengths, causal, scale, prefix)
+    return _Packed.apply(q_HNK, k_GNK, v_GNK.contiguous(), bias_HTS, documents, scale)
 
 
 class _Packed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, lengths, causal, scale, prefix):  # type: ignore[override]
-        ctx.save_for_backward(q, k, v)
-        ctx.rest = lengths, causal, scale, prefix
+    def forward(ctx, q, k, v, bias, documents, scale):  # type: ignore[override]
+        ctx.save_for_backward(q, k, v, bias)
+        ctx.rest = documents, scale
         out_NHK = q.new_empty(q.shape[1], q.shape[0], q.shape[2])
         groups, rows = k.shape[0], q.shape[0] // k.shape[0]
-        for start, low, high, stop, before in _blocks(lengths, causal, prefix):
-            p = _probabilities(_fold(q[:, low:high], groups), k[:, start:stop], before, rows, causal, scale)
-            out_NHK[low:high] = _unfold(torch.bmm(p, v[:, start:stop]), rows).transpose(0, 1)
+        for queries, keys, before in documents.blocks():
+            p = _probabilities(_fold(q[:, queries], groups), k[:, keys], bias, before, documents, scale)
+            out_NHK[queries] = _unfold(torch.bmm(p, v[:, keys]), rows).transpose(0, 1)
         return out_NHK.transpose(0, 1)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]
-        q, k, v = ctx.saved_tensors
-        lengths, causal, scale, prefix = ctx.rest
+        q, k, v, bias = ctx.saved_tensors
+        documents, scale = ctx.rest
         g_q, g_k, g_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        g_bias = torch.zeros_like(bias) if ctx.needs_input_grad[3] else None
         groups, rows = k.shape[0], q.shape[0] // k.shape[0]
-        for start, low, high, stop, before in _blocks(lengths, causal, prefix):
-            q_block, g_block = _fold(q[:, low:high], groups), _fold(grad[:, low:high], groups)
-            keys, values = k[:, start:stop], v[:, start:stop]
-            p = _probabilities(q_block, keys, before, rows, causal, scale)
-            g_v[:, start:stop] += torch.bmm(p.mT, g_block)  # baddbmm_ into a slice would go matrix by matrix
-            g_s = torch._softmax_backward_data(torch.bmm(g_block, values.mT), p, -1, p.dtype)
-            g_q[:, low:high] = _unfold(torch.bmm(g_s, keys).mul_(scale), rows)
-            g_k[:, start:stop] += torch.bmm(g_s.mT, q_block).mul_(scale)
-        return g_q, g_k, g_v, None, None, None, None
-
-
-def _blocks(lengths: tuple[int, ...], causal: bool, prefix: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """(first key of the document, first and last query of the block, last key, keys before those of the block).
-
-    Causal queries need no key beyond the block.
-    """
-    start = key = 0
-    for length in lengths:
-        for low in range(start, start + length, BLOCK):
-            high = min(low + BLOCK, start + length)
-            yield key, low, high, key + prefix + (high - start if causal else length), low - start + prefix
-        start, key = start + length, key + prefix + length
+        for queries, keys, before in documents.blocks():
+            q_block, g_block = _fold(q[:, queries], groups), _fold(grad[:, queries], groups)
+            p = _probabilities(q_block, k[:, keys], bias, before, documents, scale)
+            g_v[:, keys] += torch.bmm(p.mT, g_block)  # baddbmm_ into a slice would go matrix by matrix
+            g_s = torch._softmax_backward_data(torch.bmm(g_block, v[:, keys].mT), p, -1, p.dtype)
+            if g_bias is not None:
+                of_heads = _unfold(g_s, rows)[..., documents.prefix :]
+                g_bias[:, before : before + of_heads.shape[1], : of_heads.shape[2]] += of_heads
+            g_q[:, queries] = _unfold(torch.bmm(g_s, k[:, keys]).mul_(scale), rows)
+            g_k[:, keys] += torch.bmm(g_s.mT, q_block).mul_(scale)
+        return g_q, g_k, g_v, g_bias, None, None
 
 
 def _fold(x_HtK: Tensor, groups: int) -> Tensor:
@@ -77,11 +88,14 @@ def _unfold(x_GRtK: Tensor, rows: int) -> Tensor:
     return x_GRtK.view(groups * rows, length // rows, width)
 
 
-def _probabilities(q: Tensor, k: Tensor, before: int, rows: int, causal: bool, scale: float) -> Tensor:
-    """softmax(q k^T * scale), (G, R * t, s): only the last t of the s keys can be too late for a query."""
+def _probabilities(q: Tensor, k: Tensor, bias: Tensor | None, before: int, documents: Documents, scale: float) -> Tensor:
+    """softmax(q k^T * scale + bias), (G, R * t, s): only the last t of the s keys can be too late for a query."""
     scores = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=scale)
-    if causal:
-        late = scores.view(len(k), rows, -1, k.shape[1])[..., before:]
+    if bias is not None:
+        of_heads = _unfold(scores, len(bias) // len(k))[..., documents.prefix :]
+        of_heads += bias[:, before : before + of_heads.shape[1], : of_heads.shape[2]]
+    if documents.causal:
+        late = scores.view(len(k), -1, k.shape[1] - before - documents.prefix, k.shape[1])[..., before + documents.prefix :]
         late.add_(_later(late.shape[-1], scores.dtype, scores.device))
     return torch.softmax(scores, -1)
 
