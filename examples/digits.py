@@ -1,6 +1,6 @@
 """The two basics of pictures on handwritten digits: a ViT that tells them, a diffusion model that draws them.
 
-The digits are scikit-learn's (1,797 of 8 x 8 pixels). Drawings are judged by the ViT, which never saw them. Takes about three minutes on two cores.
+The digits are scikit-learn's (1,797 of 8 x 8 pixels). Drawings are judged by the ViT, which never saw them. Takes some minutes.
 What comes out lies in runs/digits: digits.png (with Pillow), one row for each strength of guidance.
 """
 
