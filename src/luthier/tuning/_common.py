@@ -24,3 +24,9 @@ def train_beside(anatomy: Anatomy, name: str, also_train: tuple[str, ...], place
 def task_sites(anatomy: Anatomy) -> list[Site]:
     """The places of the heads that stand on the model for a task of its own."""
     return [site for head in anatomy.task_heads().values() for site in inside(anatomy, head)]
+
+
+def projections(anatomy: Anatomy, without: Iterable[str] = ()) -> list[str]:
+    """The roles of every projection that blocks of this model have, but for those named."""
+    there = {role.rpartition(".")[2] for role in anatomy.roles}
+    return [role for role in ("q", "k", "v", "o", "up", "gate", "down") if role in there - set(without)]

@@ -12,6 +12,7 @@ from luthier.sources.model import Model
 from luthier.tuning._attached import Attached
 from luthier.tuning._folder import Folder
 from luthier.tuning._names import Names
+from luthier.tuning._peft_adalora import ReadAdaLoRA
 from luthier.tuning._peft_ia3 import ReadIA3
 from luthier.tuning._peft_prefix import ReadPrefix
 from luthier.tuning._read_lora import ReadLoRA
@@ -21,6 +22,7 @@ from luthier.tuning._vocabulary import grow
 FORMATS: dict[str, type[Reading]] = {
     "lora": ReadLoRA,
     "ia3": ReadIA3,
+    "adalora": ReadAdaLoRA,
     "prefix": ReadPrefix,
     "p_tuning_v2": ReadPrefix,
 }  # kind of method -> how peft's files of it are read
