@@ -1,13 +1,17 @@
 """Compositions of adapters: outputs of the library adapters, mixed rows, artefacts; Compacter, MAD-X and AdapterFusion by their formulas."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kinds import build, logits, shake, tokens
 from luthier.anatomy.anatomy import anatomy
 from luthier.anatomy.compose import average, parallel, split
 from luthier.anatomy.merge import merge
+from luthier.core.generate import generate_ids
+from luthier.core.reader import Sampling
 from luthier.tuning._attached import Attached
 from luthier.tuning._read import read
 from luthier.tuning._tune import attach, made
@@ -270,3 +274,98 @@ def test_what_cannot_be_composed_is_refused_in_words():
     with pytest.raises(ValueError, match="cannot be fused; train adapters with norms: false"):
         attach(body, made("adapter_fusion", {"adapters": {"a": "", "c": ""}}), "f")
     assert set(body.adapters) == {"a", "b", "c"}
+
+
+METHODS = {
+    "houlsby": {"kind": "adapter", "width": 4, "start": 0.3},
+    "pfeiffer": PFEIFFER | {"start": 0.3},
+    "parallel": {"kind": "adapter", "reads": "in", "width": 4, "start": 0.3, "norms": False},
+    "compacter": {"kind": "compacter", "reduction": 8, "summands": 2, "start": 0.5},
+    "mad_x": MADX | {"start": 0.3},
+    "fusion": {"kind": "adapter_fusion", "adapters": dict.fromkeys(("a", "b"), PFEIFFER | {"start": 0.3})},
+}
+every = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+
+
+def working(kind: str, method: dict) -> nn.Module:
+    net = build(kind)
+    torch.manual_seed(0)
+    shake(attach(anatomy(net), made(method, {}), "one").parameters)
+    assert not torch.allclose(logits(net), logits(build(kind)))
+    return net
+
+
+@every
+def test_generation_with_a_cache_is_greedy_without(method: dict):
+    net = working("our llama", method)
+    prompts = [tokens()[0].tolist(), tokens()[1, :5].tolist()]
+    got = generate_ids(net, prompts, Sampling(max_tokens=5, temperature=0.0))  # type: ignore[arg-type]
+    for prompt, answer in zip(prompts, got, strict=True):
+        ids = prompt
+        for token in answer:
+            assert int(net(torch.tensor([ids]))[0, -1].argmax()) == token
+            ids = [*ids, token]
+
+
+@every
+def test_padding_changes_nothing(method: dict):
+    net, ids = working("our llama", method), tokens()[:1]
+    want = net(ids)
+    for pad in (0, 5):
+        padding = torch.full((1, 3), pad)
+        mask = torch.cat([torch.zeros(1, 3), torch.ones_like(ids)], 1).bool()
+        torch.testing.assert_close(net(torch.cat([padding, ids], 1), mask)[:, 3:], want)
+        torch.testing.assert_close(net(torch.cat([ids, padding], 1), mask.flip(1))[:, :8], want)
+
+
+@every
+@pytest.mark.parametrize("kind", ["our llama", "bert"])
+def test_two_threads_do_not_meet_and_a_call_that_fails_leaves_the_model_usable(kind: str, method: dict):
+    net = working(kind, method)
+    want = logits(net)
+    with ThreadPoolExecutor(2) as pool:
+        for got in pool.map(lambda _: logits(net), range(8)):
+            torch.testing.assert_close(got, want)
+    where = "o" if method.get("after") is None and method["kind"] in ("adapter", "compacter") else "down"
+    handle = anatomy(net).find(where)[-1].module.register_forward_hook(_fails)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        logits(net)
+    handle.remove()
+    torch.testing.assert_close(logits(net), want, rtol=0, atol=0)
+
+
+def _fails(*_: object) -> None:
+    raise RuntimeError("on purpose")
+
+
+def test_a_fusion_has_a_head_of_its_own_and_keeps_those_of_its_adapters(tmp_path):
+    def fresh() -> nn.Module:
+        torch.manual_seed(1)
+        net = build("our bert")
+        net.add_head("classify", 3)  # type: ignore[operator]
+        return net.eval()
+
+    def scores(net: nn.Module) -> Tensor:
+        return net.heads["classify"](net.hidden(tokens())[:, 0])  # type: ignore[index, operator]
+
+    alone = {}
+    for name in ("a", "b"):
+        net = fresh()
+        torch.manual_seed(ord(name))
+        attached = attach(anatomy(net), made(PFEIFFER | {"start": 0.3}, {}), name)
+        assert any("classif" in key or "head" in key for key in attached.parameters)
+        shake(attached.parameters, 0.1 if name == "a" else 0.2)
+        alone[name] = scores(net)
+        attached.save(tmp_path / name)
+    net = fresh()
+    body = anatomy(net)
+    method = {"kind": "adapter_fusion", "adapters": {name: str(tmp_path / name) for name in ("a", "b")}}
+    attached = attach(body, made(method, {}), "fused")
+    assert body.active == ("fused",)
+    trained = {key.rpartition(".")[0].rpartition(".")[2] for key in attached.parameters}
+    assert {"query", "key", "value", "out"} <= trained
+    for name, want in alone.items():
+        with body.using(name):
+            torch.testing.assert_close(scores(net), want, rtol=0, atol=1e-5)
+    with body.using("a", "b", "fused", rows=torch.tensor([[1], [0]])):
+        torch.testing.assert_close(scores(net), torch.stack([alone["b"][0], alone["a"][1]]), rtol=0, atol=1e-5)

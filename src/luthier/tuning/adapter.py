@@ -1,5 +1,4 @@
-"""Bottleneck adapters. Houlsby et al. 2019, arXiv:1902.00751, section 2.1; Pfeiffer et al. 2020, arXiv:2005.00052, section 3.1; parallel
-and scaled: He et al. 2021, arXiv:2110.04366, section 4.1.
+"""Bottleneck adapters. Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2020, arXiv:2005.00052; He et al. 2021, arXiv:2110.04366.
 
 y + scale * W_up act(W_down r) around frozen sublayers, y what leaves one, r what the bottleneck reads.
 Houlsby: the fields as they are. Pfeiffer: {after: [ffn], reads: sum, reduction: 16, act: relu, norms: false}.
@@ -34,7 +33,7 @@ class Bottlenecks:
     also_train: tuple[str, ...] = ()  # embed, head, norm or roles that train whole
     tokens: tuple[str, ...] | str = ()  # added to the vocabulary, trained and saved with it; or the folder of a second tokenizer
     blocks: str | tuple[int, ...] | None = None  # "last 2" or numbers; all when left out
-    verified: ClassVar[str] = "adapters 1.3.0 (outputs of Houlsby, Pfeiffer, parallel on BERT and GPT-2), published counts"
+    verified: ClassVar[str] = "adapters 1.3.0 (outputs: Houlsby, Pfeiffer on BERT and GPT-2, parallel on BERT), published counts"
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.reduction < 0 or self.start < 0 or not self.after:
