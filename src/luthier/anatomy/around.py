@@ -210,21 +210,21 @@ class OnRows(Adapter):
 
     def __init__(self) -> None:
         super().__init__()
-        self.parts = nn.ModuleDict()
+        self.by_role = nn.ModuleDict()
 
     def add(self, role: str, adapter: Adapter, rows_O: Tensor) -> None:
-        self.parts[role] = adapter
+        self.by_role[role] = adapter
         self.register_buffer(f"rows_{role}", rows_O, persistent=False)
 
     def part(self, role: str) -> Adapter | None:
-        return self.parts[role] if role in self.parts else None  # type: ignore[return-value]  # noqa: SIM401  ModuleDict has no get
+        return self.by_role[role] if role in self.by_role else None  # type: ignore[return-value]  # noqa: SIM401  ModuleDict has no get
 
     @property
     def mergeable(self) -> bool:  # type: ignore[override]
-        return all(part.mergeable for part in self.parts.values())  # type: ignore[union-attr]
+        return all(part.mergeable for part in self.by_role.values())  # type: ignore[union-attr]
 
     def items(self) -> list[tuple[Tensor, Adapter]]:
-        return [(self.get_buffer(f"rows_{role}"), part) for role, part in self.parts.items()]  # type: ignore[misc]
+        return [(self.get_buffer(f"rows_{role}"), part) for role, part in self.by_role.items()]  # type: ignore[misc]
 
     def forward(self, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         out = base(x)

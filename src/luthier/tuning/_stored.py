@@ -52,7 +52,7 @@ def parts(around: Around, name: str) -> Iterator[tuple[str | None, Tensor | None
     """(role, rows, adapter) of what one method has around a module: one for each role of a fused projection, else one without rows."""
     adapter = dict(around.adapters.items()).get(name)
     if isinstance(adapter, OnRows):
-        yield from ((role, adapter.get_buffer(f"rows_{role}"), part) for role, part in adapter.parts.items())  # type: ignore[misc]
+        yield from ((role, adapter.get_buffer(f"rows_{role}"), part) for role, part in adapter.by_role.items())  # type: ignore[misc]
     elif isinstance(adapter, Adapter):
         yield None, None, adapter
 
