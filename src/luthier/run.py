@@ -6,7 +6,6 @@ The run's folder is the whole story: config.yaml (every default filled in), mani
 model/, result.json, report.html.
 """
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
@@ -111,10 +110,7 @@ def run(config: Run, resume: str | Path | None = None, dry_run: bool = False) ->
     ready = prepare(config)
     findings = doctor.check(config, ready.model, ready.stream, ready.objective)
     doctor.refuse(findings)
-    for finding in findings:
-        if finding.level == "note":
-            print(f"note: {finding.sentence}", file=sys.stderr)
-    result = Result(folder, count(ready.attached.parameters.values()), count(ready.model.net.parameters()))
+    result = Result(folder, count(ready.attached.parameters.values()), size_of(ready.model.net))
     if dry_run:
         return result
     describe(folder, config, ready)
@@ -278,3 +274,11 @@ def device(name: str) -> str:
 
 def count(parameters: Any) -> int:
     return sum(parameter.numel() for parameter in parameters)
+
+
+def size_of(net: Any) -> int:
+    """Every weight of a model, quantised ones included."""
+    from luthier.core.frozen import FrozenLinear
+
+    frozen = [module for module in net.modules() if isinstance(module, FrozenLinear)]
+    return count(net.parameters()) + sum(module.in_features * module.out_features for module in frozen)

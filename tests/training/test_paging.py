@@ -66,6 +66,17 @@ def test_the_weights_are_the_plain_optimizer_s_to_the_bit(fields: dict, page: in
         assert outside(other) == {f"{name}/{field}" for name in SHAPES if name != "bias" for field in ("exp_avg", "exp_avg_sq")}
 
 
+def test_pinned_memory_comes_onto_the_device_and_goes_back(tmp_path: Path, monkeypatch):
+    """As on a GPU run, with ordinary memory in place of pinned memory."""
+    monkeypatch.setattr(Paged, "_home", lambda _, value: paging.Home(torch.empty_like(value), None))
+    plain, paged = parameters(), parameters()
+    one, other = built(plain, tmp_path), built(paged, tmp_path, paged=True)
+    walk(one, plain, range(6))
+    walk(other, paged, range(6))
+    torch.testing.assert_close(paged, plain, rtol=0, atol=0)
+    torch.testing.assert_close(optimizer.state(other), optimizer.state(one), rtol=0, atol=0)
+
+
 def test_the_budget_is_what_stays_in_memory(tmp_path: Path):
     values = {name: nn.Parameter(torch.ones(256, 512)) for name in ("a", "b", "c")}  # half a MiB each, its state one
     moving = optimizer.build(Training(steps=1, rows=1, paged=True, resident_mb=2), [Group("all", values)], tmp_path)

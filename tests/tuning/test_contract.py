@@ -16,7 +16,7 @@ from luthier.tuning._tune import attach, made
 
 VARIANTS = {
     "lora": [{}, {"roles": ("q", "k", "v", "o"), "rank": 2, "ranks": {"k": 3}, "also_train": ("embed",)}, {"dora": True, "start": "pissa"}],
-    "qlora": [{"rank": 4}, {"base": "int8", "roles": ("q", "v"), "rank": 2, "also_train": ("embed",)}],
+    "qlora": [{"rank": 4, "alpha": 4.0}, {"base": "int8", "roles": ("q", "v"), "rank": 2, "also_train": ("embed",)}],
     "adalora": [{"rank": 3, "target": 2}],
     "freeze": [{}, {"roles": ("q", "o")}],
     "adapter": [{"width": 4}, {"after": ("ffn",), "reads": "sum", "reduction": 8, "norms": False}, {"after": ("attn", "ffn"), "reads": "in", "width": 4, "scale": 4.0, "norms": False}],

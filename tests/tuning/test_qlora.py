@@ -191,4 +191,5 @@ def test_a_run_learns_and_resumes_to_the_bit(tmp_path: Path, precision: str):
     run(settings(tmp_path, precision=precision), resume=whole.folder / "checkpoints" / "step-3")
     again = load_file(whole.path / "adapter_model.safetensors")
     assert len(first) == 2 * 7 * 2
+    assert whole.parameters == 8_048 + whole.trainable  # what is quantised counts
     torch.testing.assert_close(again, first, rtol=0, atol=0)

@@ -82,11 +82,7 @@ class Names:
     def export(self, own: dict[tuple[str, str], Tensor], whole: bool) -> dict[str, Tensor]:
         """Stored tensors of some parameters (path, name); rows that are not among them come from the base. whole: their modules whole."""
         if not self.ours:
-            rest = {
-                (path, name): value
-                for path, _ in own
-                for name, value in values_of(self.anatomy.at(path).module).items()
-            }
+            rest = {(path, name): value for path, _ in own for name, value in values_of(self.anatomy.at(path).module).items()}
             return {self.stored(*key).path: value.detach().contiguous() for key, value in ((rest if whole else {}) | own).items()}
         if whole and any(path == "heads.lm.out" for path, _ in own):
             head = self.anatomy.at("heads.lm.out").module._parameters

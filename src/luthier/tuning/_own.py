@@ -22,9 +22,7 @@ def everything(sites: Iterable[Site]) -> list[Place]:
 def inside(anatomy: Anatomy, module: nn.Module) -> list[Site]:
     """Every place within a module (itself included) that holds parameters of its own, each once."""
     within = {id(part) for _, part in walk(module)}
-    return [
-        anatomy.at(path) for path, part in anatomy.modules() if id(part) in within and values_of(part)
-    ]
+    return [anatomy.at(path) for path, part in anatomy.modules() if id(part) in within and values_of(part)]
 
 
 def train_own(anatomy: Anatomy, name: str, places: Iterable[Place], alone: Container[tuple[str, str]] = ()) -> dict[str, nn.Parameter]:
