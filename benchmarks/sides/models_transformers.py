@@ -17,7 +17,7 @@ MODELS: dict[str, tuple[Any, Any]] = {
     "bert-base": (transformers.BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), transformers.BertForMaskedLM),
     "gpt2": (transformers.GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0), transformers.GPT2LMHeadModel),
     "t5-base": (
-        transformers.T5Config(d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12, dropout_rate=0.0),
+        transformers.T5Config(d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12, dropout_rate=0.0, decoder_start_token_id=0),
         transformers.T5ForConditionalGeneration,
     ),
     "qwen2-0.5b": (
