@@ -12,6 +12,7 @@ from luthier.core import feedforward
 from luthier.core.attention import Attention, Mask
 from luthier.core.cache import Cache
 from luthier.core.position import Rotation
+from luthier.core.virtual import Inserted
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class Context:
     memory_mask: Mask | None = None  # who sees what of it
     cache: Cache | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)  # inputs of one architecture alone
+    inserted: Inserted | None = None  # where virtual tokens stand
+
+    def taken(self, x_BTD: Tensor) -> Tensor:
+        """The states of the tokens that the caller passed."""
+        return x_BTD if self.inserted is None else self.inserted.taken(x_BTD)
 
 
 class Block(nn.Module):

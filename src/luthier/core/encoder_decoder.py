@@ -63,18 +63,25 @@ class EncoderDecoder(Transformer):
             raise ValueError(f"{type(self.config).__name__} takes no {' and no '.join(refused)}: an encoder-decoder finds them by itself")
         if (lengths is None) != (decoder_lengths is None) or (lengths and len(lengths) != len(decoder_lengths or ())):
             raise ValueError(f"packed sources of lengths {lengths} need as many packed targets, not {decoder_lengths}")
-        memory_BSD, keys = self._memory(ids, mask, lengths, cache)
+        memory_BSD, keys, lengths = self._memory(ids, mask, lengths, cache)
         x, context = self.enter(decoder_ids, decoder_mask, decoder_lengths, cache=cache)
-        memory_mask = Mask(lengths=decoder_lengths, key_lengths=lengths, keys=keys)
+        memory_mask = Mask(lengths=context.mask.lengths, key_lengths=lengths, keys=keys)
         context = replace(context, memory_BSD=memory_BSD, memory_mask=memory_mask)
         for x in self.layers(x, context):  # noqa: B007, B020  (the last one)
             pass
-        return self.dropout(self.norm(x))
+        return self.dropout(context.taken(self.norm(x)))
 
     def encode(self, ids: Tensor, mask: Tensor | None = None, lengths: tuple[int, ...] | None = None) -> Tensor:
         """The encoder's last states, (B, S, D)."""
+        return self._encoded(ids, mask, lengths)[0]
+
+    def _encoded(self, ids: Tensor, mask: Tensor | None, lengths: tuple[int, ...] | None) -> tuple[Tensor, Mask]:
+        """With the states of virtual tokens, which the decoder looks at too, and the mask that fits them."""
         self.encoder.recompute = self.recompute
-        return self.dropout(self.encoder.hidden(ids, mask, lengths=lengths))
+        x, context = self.encoder.enter(ids, mask, lengths)
+        for x in self.encoder.layers(x, context):  # noqa: B007, B020  (the last one)
+            pass
+        return self.dropout(self.encoder.norm(x)), context.mask
 
     def fuse(self) -> None:
         super().fuse()
@@ -86,12 +93,12 @@ class EncoderDecoder(Transformer):
 
     def _memory(
         self, ids: Tensor, mask: Tensor | None, lengths: tuple[int, ...] | None, cache: Cache | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """What the encoder says of the source, and which of its positions are real (None: all)."""
+    ) -> tuple[Tensor, Tensor | None, tuple[int, ...] | None]:
+        """What the encoder says of the source, which of its positions are real (None: all), and the lengths of packed ones."""
         if cache is not None and cache.memory is not None:
-            return cache.memory
+            return *cache.memory, lengths
         keys = None if mask is None else mask.bool()
-        memory = self.encode(ids, keys, lengths), keys
+        states, seen = self._encoded(ids, keys, lengths)
         if cache is not None:
-            cache.memory = memory
-        return memory
+            cache.memory = states, seen.keys
+        return states, seen.keys, seen.lengths

@@ -74,7 +74,8 @@ class Memory:
     def shared(self, prompt: list[int]) -> int:
         """Keeps the common beginning of what is held and the prompt; its length, short of the whole prompt by one at least."""
         common = 0
-        while common < min(len(self.ids), len(prompt) - 1) and self.ids[common] == prompt[common]:
+        whole = self.cache is None or "virtual" not in self.cache.notes  # virtual tokens stand before the text: it is read anew
+        while whole and common < min(len(self.ids), len(prompt) - 1) and self.ids[common] == prompt[common]:
             common += 1
         self.ids = self.ids[:common]
         if self.cache is not None:  # a call that was interrupted may have left more in it than ids

@@ -18,6 +18,7 @@ from luthier.core.heads import KINDS, LabelHead, Pooler
 from luthier.core.norm import RMSNorm
 from luthier.core.position import Rotary, Sinusoid
 from luthier.core.recompute import recomputed
+from luthier.core.virtual import Chooser, insert
 
 
 class Net(nn.Module, ABC):
@@ -157,6 +158,8 @@ class Transformer(Net):
         self.label_bias, self.init_std, self.poolers = label_bias, init_std, poolers or {}
         self.dropouts = dict.fromkeys(("classify", "choose", "regress", "tag"), label_dropout) | dict(dropouts or {})
         self.recompute = False
+        self.virtual: Chooser | None = None  # virtual tokens that stand before every text
+        self.virtual_after = 0  # behind so many tokens of it
 
     @property
     def vocab(self) -> int:  # type: ignore[override]
@@ -166,13 +169,13 @@ class Transformer(Net):
         x, context = self.enter(ids, mask, lengths, prompts, types, positions, cache, allow, **extra)
         for x in self.layers(x, context):  # noqa: B007, B020  (the last one)
             pass
-        return self.norm(x)
+        return context.taken(self.norm(x))
 
     def states(self, ids: Tensor, mask: Tensor | None = None, **inputs: Any) -> list[Tensor]:
         """The embedding's output and every block's, layers + 1 tensors (B, T, D); the last one is normed as `hidden` is."""
         x, context = self.enter(ids, mask, **inputs)
         states = [x, *self.layers(x, context)]
-        return [*states[:-1], self.norm(states[-1])]
+        return [context.taken(x) for x in (*states[:-1], self.norm(states[-1]))]
 
     def enter(
         self,
@@ -187,6 +190,17 @@ class Transformer(Net):
         **extra: Tensor,
     ) -> tuple[Tensor, Context]:
         """The embedded input (B, T, D) and what all blocks share. extra: what this model's own embedding and blocks take beside."""
+        inserted = None
+        if self.virtual is not None and (cache is None or cache.length == 0):
+            inserted = insert(ids, mask, self.virtual, self.virtual_after, lengths)
+        if inserted is not None:
+            if positions is not None or allow is not None:
+                raise ValueError("virtual tokens stand before the text, so positions and masks of one's own do not fit: leave them out")
+            types = None if types is None else inserted.spread(types, 0)
+            prompts = prompts and tuple(n + new - old for n, new, old in zip(prompts, inserted.lengths or (), lengths or (), strict=True))
+            ids, mask, lengths = inserted.ids, inserted.mask, inserted.lengths
+            if cache is not None:
+                cache.notes["virtual"] = inserted.virtual
         self.check(ids, lengths, cache)
         keys = mask.bool() if mask is not None else None
         if cache is not None:
@@ -204,7 +218,9 @@ class Transformer(Net):
             else self.relative(longest, cache.length if cache else longest, ids.device, None if lengths else keys)
         )
         bias = None if bias is None else bias.to(x.dtype)
-        return x, Context(Mask(self.causal, None, lengths, prompts, keys, allow), rotation, bias, cache=cache, extra=extra)
+        return x, Context(
+            Mask(self.causal, None, lengths, prompts, keys, allow), rotation, bias, cache=cache, extra=extra, inserted=inserted
+        )
 
     def layers(self, x: Tensor, context: Context) -> Iterator[Tensor]:
         for layer, index in enumerate(self.order):

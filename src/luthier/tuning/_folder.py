@@ -11,7 +11,7 @@ from luthier.sources.tensor_files import Safetensors, read_header
 CONFIG, WEIGHTS, STATE = "adapter_config.json", "adapter_model.safetensors", "luthier_state.safetensors"
 PREFIX = "base_model.model."
 HEADS = {"SEQ_CLS": "classify", "TOKEN_CLS": "tag", "QUESTION_ANS": "spans"}  # peft's task_type: our head
-PEFT = ("lora", "ia3", "adalora", "prefix", "p_tuning_v2")  # methods whose files are peft's
+PEFT = ("lora", "ia3", "adalora", "prefix", "p_tuning_v2", "prompt", "p_tuning")  # methods whose files are peft's
 TABLE = "prompt_embeddings"  # the tensor of every prompt and prefix, which stands under no module
 TYPES = {"prefix_tuning": "p_tuning_v2", "prompt_tuning": "prompt"}  # peft's other names of methods
 DELTA = ".token_adapter.trainable_tokens_delta"

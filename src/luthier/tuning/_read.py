@@ -15,6 +15,7 @@ from luthier.tuning._names import Names
 from luthier.tuning._peft_adalora import ReadAdaLoRA
 from luthier.tuning._peft_ia3 import ReadIA3
 from luthier.tuning._peft_prefix import ReadPrefix
+from luthier.tuning._peft_prompt import ReadPrompt
 from luthier.tuning._read_lora import ReadLoRA
 from luthier.tuning._reading import Reading, ReadPlain
 from luthier.tuning._vocabulary import grow
@@ -25,6 +26,8 @@ FORMATS: dict[str, type[Reading]] = {
     "adalora": ReadAdaLoRA,
     "prefix": ReadPrefix,
     "p_tuning_v2": ReadPrefix,
+    "prompt": ReadPrompt,
+    "p_tuning": ReadPrompt,
 }  # kind of method -> how peft's files of it are read
 
 

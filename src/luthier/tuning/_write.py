@@ -18,12 +18,22 @@ from luthier.tuning._names import Names
 from luthier.tuning._peft_adalora import adalora
 from luthier.tuning._peft_ia3 import ia3
 from luthier.tuning._peft_prefix import prefix
+from luthier.tuning._peft_prompt import prompt
 from luthier.tuning._stored import kind_of, new_rows, plain, token_indices
 from luthier.tuning._write_lora import lora
 
 PEFT_VERSION = "0.21.2"  # whose format this is
 TASKS = {"classify": "SEQ_CLS", "regress": "SEQ_CLS", "tag": "TOKEN_CLS", "spans": "QUESTION_ANS"}
-FORMATS = {"lora": lora, "qlora": lora, "ia3": ia3, "adalora": adalora, "prefix": prefix, "p_tuning_v2": prefix}  # kind of method -> peft's format
+FORMATS = {
+    "lora": lora,
+    "qlora": lora,
+    "ia3": ia3,
+    "adalora": adalora,
+    "prefix": prefix,
+    "p_tuning_v2": prefix,
+    "prompt": prompt,
+    "p_tuning": prompt,
+}  # kind of method -> peft's format
 
 
 def write(attached: Attached, directory: Path) -> None:
