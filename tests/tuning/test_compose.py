@@ -369,3 +369,14 @@ def test_a_fusion_has_a_head_of_its_own_and_keeps_those_of_its_adapters(tmp_path
             torch.testing.assert_close(scores(net), want, rtol=0, atol=1e-5)
     with body.using("a", "b", "fused", rows=torch.tensor([[1], [0]])):
         torch.testing.assert_close(scores(net), torch.stack([alone["b"][0], alone["a"][1]]), rtol=0, atol=1e-5)
+
+
+def test_a_fresh_fusion_starts_from_the_identity():
+    body = anatomy(_two("our bert"))
+    attached = attach(body, made(FUSION, {}), "fused")
+    for name, parameter in attached.parameters.items():
+        if name.endswith("value.weight"):
+            torch.testing.assert_close(parameter.detach(), torch.full((32, 32), 1e-6).fill_diagonal_(1.0))
+        elif name.endswith(("query.weight", "key.weight")):
+            assert 0.018 < parameter.std() < 0.022
+    assert attached.penalty().detach() < 1e-6  # type: ignore[union-attr]
