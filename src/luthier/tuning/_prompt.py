@@ -3,6 +3,7 @@
 P virtual tokens, D width of the embedding, V vocabulary
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -96,7 +97,7 @@ def begin(weight_VD: Tensor, length: int, start: Start, words: Tensor | None, la
     return torch.cat([torch.stack(known), rows]) if known else rows.clone()
 
 
-def put(anatomy: Anatomy, name: str, method: Any, adapters: dict[str, Rows], beside: bool = True) -> Attached:
+def put(anatomy: Anatomy, name: str, method: Any, adapters: Mapping[str, Rows], beside: bool = True) -> Attached:
     """These rows, one set for each stack, at work before its texts."""
     parameters: dict[str, nn.Parameter] = {}
     for stack, adapter in adapters.items():
