@@ -1,5 +1,6 @@
 """Reading a config.json: what is missing is named, what we do not have is refused by name rather than run wrongly."""
 
+from dataclasses import fields
 from typing import Any
 
 ACTIVATIONS = {
@@ -7,6 +8,9 @@ ACTIVATIONS = {
     "swish": "silu", "tanh": "tanh",
 }  # fmt: skip
 STORED = {"gelu_tanh": "gelu_new"}  # ours to theirs, where they differ
+SIZES = (
+    "vocab", "width", "embed_width", "layers", "heads", "hidden", "positions", "segments", "image", "patch", "channels", "groups", "inner",
+)  # fmt: skip
 MISSING = object()
 
 
@@ -22,6 +26,32 @@ def check_heads(width: int, heads: int, kv_heads: int = 0, head_width: int = 0, 
         raise ValueError(
             f"a head of {head_width or width // heads} dimensions is odd, and rotary positions turn pairs; change width or heads"
         )
+
+
+def check_fields(arch: Any) -> None:
+    """Refuse values that no architecture can have, by the names that all of them share."""
+    for field in fields(arch):
+        name, value = field.name, getattr(arch, field.name)
+        least = int(name in SIZES and field.default != 0)  # a default of 0 has a meaning: GPT-2's hidden
+        if isinstance(value, int) and not isinstance(value, bool) and value < least:
+            raise ValueError(f"{name}={value} must be at least {least}")
+        if name.endswith("dropout") and not 0 <= value < 1:
+            raise ValueError(f"{name}={value} must be at least 0 and below 1: it is the share that is left out")
+        if name in ("eps", "theta") and not value > 0:
+            raise ValueError(f"{name}={value} must be above 0")
+        if name == "act" and value not in ACTIVATIONS.values():
+            raise ValueError(f"act={value!r} is not here; there are {', '.join(sorted(set(ACTIVATIONS.values())))}")
+    if not hasattr(arch, "kind"):
+        return
+    kinds = {*arch.types, *(preset["kind"] for preset in arch.presets.values() if "kind" in preset)}
+    if arch.kind not in kinds:
+        raise ValueError(f"kind={arch.kind!r} is not here; there are {', '.join(sorted(kinds))}")
+
+
+def check_even(width: int) -> None:
+    """Refuse a width that sinusoids do not fit."""
+    if isinstance(width, int) and width % 2:
+        raise ValueError(f"width={width} is odd, and sinusoids come in pairs of sine and cosine; make it even")
 
 
 class Reader:

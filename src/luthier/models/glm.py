@@ -69,6 +69,8 @@ class GLM:
 
     def __post_init__(self) -> None:
         check_heads(self.width, self.heads, self.kv_heads, self.head_width, rotary=True)
+        if isinstance(self.turned, int) and (self.turned % 2 or self.turned > self.head_width):
+            raise ValueError(f"turned={self.turned} must be even, and at most head_width={self.head_width}: rotary positions turn pairs")
 
     def build(self) -> Transformer:
         norm = partial(RMSNorm, self.width, self.eps)

@@ -77,6 +77,10 @@ class T5:
         },
     }  # fmt: skip
 
+    def __post_init__(self) -> None:
+        if self.buckets < 4 or self.buckets % 4 or self.reach <= self.buckets // 2:
+            raise ValueError(f"buckets={self.buckets} must be a multiple of 4, and reach={self.reach} be above half of it")
+
     def build(self) -> EncoderDecoder:
         norm = partial(RMSNorm, self.width, self.eps)
         embed = Embedding(nn.Embedding(self.vocab, self.width), dropout=self.dropout)

@@ -17,7 +17,7 @@ from luthier.core.heads import LanguageHead
 from luthier.core.names import Name, linear
 from luthier.core.position import Sinusoid
 from luthier.core.transformer import Embedding, Transformer
-from luthier.models._config import STORED, Reader, check_heads
+from luthier.models._config import STORED, Reader, check_even, check_heads
 
 STACKS = {"encoder.": "encoder", "": "decoder"}  # ours: Marian's
 
@@ -53,6 +53,7 @@ class Vaswani:
 
     def __post_init__(self) -> None:
         check_heads(self.width, self.heads)
+        check_even(self.width)
 
     def build(self) -> EncoderDecoder:
         scale = self.width**0.5 if self.scaled else 1.0

@@ -14,7 +14,7 @@ from luthier.core.names import Name, linear
 from luthier.core.recurrent import Recurrent, initialise_relative
 from luthier.core.relative import RelativeAttention
 from luthier.core.transformer import Embedding, initialise
-from luthier.models._config import Reader, check_heads
+from luthier.models._config import Reader, check_even, check_heads
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class TransformerXL:
 
     def __post_init__(self) -> None:
         check_heads(self.width, self.heads, head_width=self.head_width)
+        check_even(self.width)
         if list(self.cuts) != sorted(set(self.cuts)) or (self.cuts and not 0 < self.cuts[0] <= self.cuts[-1] < self.vocab):
             raise ValueError(f"cuts={list(self.cuts)} must rise and lie inside a vocabulary of {self.vocab}")
         if self.divide > 1 and not self.cuts:

@@ -21,7 +21,7 @@ from luthier.core.recompute import recomputed
 from luthier.core.recurrent import Recurrent, initialise_relative
 from luthier.core.relative import Relative, RelativeAttention
 from luthier.core.transformer import Embedding, initialise
-from luthier.models._config import STORED, Reader, check_heads
+from luthier.models._config import STORED, Reader, check_even, check_heads
 
 HEADS = {"classify": "logits_proj", "regress": "logits_proj", "choose": "logits_proj", "tag": "classifier", "spans": "qa_outputs"}
 ALL = 1 << 30  # tokens of memory: no limit
@@ -52,6 +52,7 @@ class XLNet:
 
     def __post_init__(self) -> None:
         check_heads(self.width, self.heads, head_width=self.head_width)
+        check_even(self.width)
 
     @property
     def head(self) -> int:

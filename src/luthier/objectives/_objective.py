@@ -30,6 +30,7 @@ class Objective(ABC):
     needs: ClassVar[tuple[str, ...]] = ()  # keys every row must have
     predicts: ClassVar[str] = "tokens"  # what predict() finds: tokens, labels, tags, spans or values
     encodings: ClassVar[bool] = False  # whether examples() works on reading.codes, which take longer than reading.ids
+    pairs: ClassVar[bool] = False  # whether it teaches an encoder-decoder: one text is read, another written
     learns: ClassVar[str] = "text"  # what a row lacks when it has nothing to learn
 
     def prepare(self, stream: Stream) -> "Objective":
@@ -44,6 +45,8 @@ class Objective(ABC):
         """Raise ValueError where the model cannot learn this."""
         if model.tokenizer is None:
             raise ValueError(f"{model.source} has no tokenizer; name one: model: {{..., tokenizer: PATH}}")
+        if model.encoder_decoder and not self.pairs:
+            raise ValueError(f"objective {self.kind} needs a single stack; {model.source} is an encoder-decoder, which takes translate")
 
     @abstractmethod
     def read(self, sample: Sample, model: Model) -> Reading:

@@ -25,6 +25,7 @@ class Translate(Objective):
     before: str = ""  # stands before every source: T5's "translate English to German: "
 
     needs: ClassVar[tuple[str, ...]] = ("source", "target")
+    pairs: ClassVar[bool] = True
     learns: ClassVar[str] = "a target"
     verified: ClassVar[str] = "torch's CrossEntropyLoss with label smoothing, transformers 5.23 T5ForConditionalGeneration's loss"
 

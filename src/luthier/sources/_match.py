@@ -18,6 +18,7 @@ HEADS = {
     "ForImageClassification": "classify",
     "ForSequenceClassification": "classify",
     "ForTokenClassification": "tag",
+    "ForQuestionAnsweringSimple": "spans",  # XLNet's: its ForQuestionAnswering searches for the end with a beam
     "ForQuestionAnswering": "spans",
     "DoubleHeadsModel": "choose",  # GPT's, beside its language-model head
     "ForMultipleChoice": "choose",

@@ -127,7 +127,7 @@ class Asked:
 
 def _ends(tokenizer: Tokenizer, template: Template | None) -> frozenset[int]:
     """The end token, and the template's end of a turn where that is a special token of its own."""
-    ends = set() if tokenizer.eos is None else {tokenizer.eos}
+    ends = {end for end in (tokenizer.eos, None if tokenizer.cls is None else tokenizer.sep) if end is not None}
     turn = tokenizer.encode(template.end_of_turn) if template is not None and template.end_of_turn else []
     return frozenset(ends | set(turn) if len(turn) == 1 and not tokenizer.decode(turn) else ends)
 

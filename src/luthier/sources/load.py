@@ -1,5 +1,6 @@
 """From a source to a model in memory: built on the meta device, then given the checkpoint's tensors without a second copy."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from luthier.config import build
 from luthier.core.names import Name, import_tensor
 from luthier.core.transformer import Transformer
 from luthier.lookup import lookup, suggest
+from luthier.models._config import check_fields
 from luthier.sources._match import Match, match
 from luthier.sources.checkpoint import Checkpoint, template_of
 from luthier.sources.directory import read_tokenizer
@@ -153,15 +155,27 @@ def fresh(settings: Mapping[str, Any], dtype: torch.dtype | None, device: str | 
     if preset is not None and preset not in arch.presets:
         raise ValueError(f"{name} has no preset called {preset!r}{suggest(str(preset), arch.presets)}")
     tokenizer = fresh_tokenizer(fields.pop("tokenizer", None))
+    if tokenizer is not None and not any(field.name == "vocab" for field in dataclasses.fields(arch)):
+        raise ValueError(f"{name} has no vocabulary of its own, so no objective for texts trains it; leave the tokenizer out")
     if tokenizer is not None and preset is None:
-        fields.setdefault("vocab", tokenizer.vocab)
+        fields = from_tokenizer(arch, tokenizer) | fields
     config = build(arch, {**(arch.presets[preset] if preset else {}), **fields})
+    check_fields(config)
     if tokenizer is not None and tokenizer.vocab > config.vocab:
         raise ValueError(
             f"vocab={config.vocab}, but the tokenizer has {tokenizer.vocab} entries; leave vocab out, or take a smaller tokenizer"
         )
-    net = config.build().to(device, dtype or torch.float32).eval()
+    try:
+        net = config.build().to(device, dtype or torch.float32).eval()
+    except (TypeError, ZeroDivisionError, AssertionError, RuntimeError) as error:
+        raise ValueError(f"fresh {name}: a model of these sizes cannot be built ({str(error).partition(chr(10))[0]})") from error
     return Model(net, tokenizer, tokenizer and template_of(tokenizer, name), f"fresh {name}")
+
+
+def from_tokenizer(arch: Any, tokenizer: "Tokenizer") -> dict[str, int]:
+    """What an architecture has to know of the tokenizer: how many tokens there are, and which one pads or hides."""
+    known = {"vocab": tokenizer.vocab, "pad": tokenizer.pad, "mask": tokenizer.mask}
+    return {field.name: known[field.name] for field in dataclasses.fields(arch) if known.get(field.name) is not None}
 
 
 def fresh_tokenizer(source: str | None) -> "Tokenizer | None":

@@ -52,6 +52,8 @@ def hugging_face(model: Model, net: Transformer) -> tuple[dict[str, Any], dict[s
     config = replace(config, **{kind: kind in heads for kind in ("lm", *PRETRAINING) if hasattr(config, kind)})
     table, state = config.names(heads), plain_parameters(model.anatomy)
     written = config.to_config() | special_ids(model) | label_settings(config.to_config(), heads)
+    if hasattr(config, "pad"):
+        written["pad_token_id"] = config.pad  # positions are counted from behind it, whatever the tokenizer pads with
     written["torch_dtype"] = written["dtype"] = str(model.dtype).removeprefix("torch.")
     tensors = export_state(table, {ours: state[ours] for ours in table})
     if written["architectures"][0] in [f"{name}ForQuestionAnswering" for name in ("Llama", "Qwen2", "Qwen3")]:  # they alone call it so
@@ -75,6 +77,8 @@ def label_settings(config: Mapping[str, Any], heads: Mapping[str, int]) -> dict[
         suffixes |= dict.fromkeys(("classify", "regress"), "ForImageClassification")
     if kind == "choose" and stem.endswith("LMHeadModel"):
         suffixes[kind] = "DoubleHeadsModel"
+    if kind == "spans" and stem.startswith("XLNet"):
+        suffixes[kind] = "ForQuestionAnsweringSimple"
     for end in ("ForCausalLM", "ForMaskedLM", "ForPreTraining", "ForNextSentencePrediction", "LMHeadModel", "Model"):
         stem = stem.removesuffix(end)
     names = {str(i): f"LABEL_{i}" for i in range(heads[kind])}
