@@ -198,3 +198,15 @@ def test_the_files_keys_are_pefts(tmp_path):
     assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in other.items()}
     config = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
     assert config.keys() <= json.loads((tmp_path / "theirs" / "adapter_config.json").read_text()).keys()
+
+
+def test_a_schedule_without_steps_takes_the_runs():
+    net = build("our llama")
+    attached = attach(anatomy(net), made("adalora", {"roles": ("q",), "warmup": 1, "final": 1}))
+    with pytest.raises(ValueError, match=r"tuning\.steps"):
+        attached.after_step(1)
+    with pytest.raises(ValueError, match="leave no step of steps=2"):
+        attached.begin(2)
+    attached.begin(10)
+    assert attached.method.steps == 10
+    attached.after_step(1)

@@ -28,7 +28,8 @@ class Attached:
 
     name: of its adapter in the anatomy. parameters: names say stack, layer and role where there is a role, so they are the same for our
     models and others. whole: the model itself is trained; save it instead of an adapter. A method with more to say (AdaLoRA: an
-    orthogonality penalty, a shrinking rank) gives penalty_of and step_of.
+    orthogonality penalty, a shrinking rank) gives penalty_of, begin_of
+    and step_of.
     """
 
     anatomy: Anatomy
@@ -44,6 +45,7 @@ class Attached:
     save_of: Callable[[Path], None] | None = None  # for methods with a format of their own
     load_of: Callable[[Path], None] | None = None
     penalty_of: Callable[[], Tensor] | None = None
+    begin_of: Callable[[int], None] | None = None
     step_of: Callable[[int], None] | None = None
     memory: dict[str, Tensor] = field(default_factory=dict)  # what the method remembers from step to step; goes with every checkpoint
 
@@ -60,6 +62,11 @@ class Attached:
     def penalty(self) -> Tensor | None:
         """A term of the method's own for the loss."""
         return None if self.penalty_of is None else self.penalty_of()
+
+    def begin(self, steps: int) -> None:
+        """Called before the first step of a run of so many."""
+        if self.begin_of is not None:
+            self.begin_of(steps)
 
     def after_step(self, step: int) -> None:
         """Called after the optimizer's step number `step`, from 1."""
@@ -99,7 +106,7 @@ class Attached:
             return self.load_of(Path(directory))
         self.anatomy.remove(self.name)
         again = read(self.anatomy, Path(directory), self.name, trainable=True)
-        for part in ("method", "parameters", "rates", "factors", "penalty_of", "step_of", "memory"):
+        for part in ("method", "parameters", "rates", "factors", "penalty_of", "begin_of", "step_of", "memory"):
             setattr(self, part, getattr(again, part))
 
 

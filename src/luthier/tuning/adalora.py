@@ -8,7 +8,7 @@ values is set to zero, and the saved file does not hold them any more.
 I input width, O output width, R rank; A is the paper's Q, B its P
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -25,7 +25,7 @@ SPREAD = 0.02  # of A and B at the start, as in the released code
 
 @dataclass(frozen=True)
 class AdaLoRA:
-    steps: int = 1000  # of the whole schedule: give the run's
+    steps: int = 0  # of the whole schedule; 0: as many as the run has
     roles: tuple[str, ...] = ()  # which projections; () all, as in the paper
     rank: int = 12  # of every matrix at the start
     target: int = 8  # the mean rank at the end
@@ -44,7 +44,7 @@ class AdaLoRA:
     def __post_init__(self) -> None:
         if not 1 <= self.target <= self.rank:
             raise ValueError(f"adalora goes from rank={self.rank} down to target={self.target}: 1 <= target <= rank")
-        if min(self.warmup, self.final) < 0 or self.every < 1 or self.warmup + self.final >= self.steps:
+        if min(self.warmup, self.final) < 0 or self.every < 1 or (self.steps and self.warmup + self.final >= self.steps):
             raise ValueError(
                 f"warmup={self.warmup} and final={self.final} leave no step of steps={self.steps} (the run's) for sharing out ranks"
             )
@@ -66,6 +66,12 @@ class AdaLoRA:
         attached = Attached(anatomy, name, self, parameters | train_beside(anatomy, name, self.also_train), memory=allocator.memory())
         attached.penalty_of = lambda: self.orthogonal * orthogonality(list(terms.values()))
         attached.step_of = allocator.step
+
+        def begin(steps: int) -> None:
+            if not self.steps:
+                attached.method = allocator.method = replace(self, steps=steps)
+
+        attached.begin_of = begin
         return attached
 
     def budget(self, step: int, start: int, end: int) -> int:
@@ -97,6 +103,10 @@ class _Allocator:
     @torch.no_grad()
     def step(self, step: int) -> None:
         """After the optimizer's step number `step`, before its gradients are gone."""
+        if not self.method.steps:
+            raise ValueError(
+                "adalora shares out ranks over a schedule: give tuning.steps, or call attached.begin(steps) before the first step"
+            )
         method, last = self.method, self.method.steps - self.method.final
         if step < last:
             self._observe()
