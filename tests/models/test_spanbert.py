@@ -4,6 +4,7 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,7 +140,8 @@ def test_a_folder_keeps_the_boundary_head_and_transformers_reads_the_rest(tmp_pa
     assert torch.equal(
         again.net.heads["span_boundary"](*read(model.hidden(sample()))), model.net.heads["span_boundary"](*read(model.hidden(sample())))
     )
-    theirs, report = hf.BertForMaskedLM.from_pretrained(tmp_path, output_loading_info=True, dtype=torch.float64)
+    loaded: Any = hf.BertForMaskedLM.from_pretrained(tmp_path, output_loading_info=True, dtype=torch.float64)
+    theirs, report = loaded
     assert not report["missing_keys"] and all(name.startswith("cls.pair_target_predictions") for name in report["unexpected_keys"])
     assert gap(model.logits(sample()), theirs.eval()(sample()).logits) < FLOOR
 

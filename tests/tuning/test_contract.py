@@ -19,14 +19,18 @@ VARIANTS = {
     "qlora": [{"rank": 4, "alpha": 4.0}, {"base": "int8", "roles": ("q", "v"), "rank": 2, "also_train": ("embed",)}],
     "adalora": [{"rank": 3, "target": 2}],
     "freeze": [{}, {"roles": ("q", "o")}],
-    "adapter": [{"width": 4}, {"after": ("ffn",), "reads": "sum", "reduction": 8, "norms": False}, {"after": ("attn", "ffn"), "reads": "in", "width": 4, "scale": 4.0, "norms": False}],
+    "adapter": [
+        {"width": 4},
+        {"after": ("ffn",), "reads": "sum", "reduction": 8, "norms": False},
+        {"after": ("attn", "ffn"), "reads": "in", "width": 4, "scale": 4.0, "norms": False},
+    ],
     "prefix": [{"length": 3, "hidden": 8}],
     "p_tuning_v2": [{"length": 3}],
     "prompt": [{"length": 3}],
     "p_tuning": [{"length": 3}, {"length": 3, "encoder": "mlp"}],
     "compacter": [{"reduction": 8, "summands": 2}],
     "mad_x": [{"reduction": 4, "act": "gelu"}],
-    "adapter_fusion": [{"adapters": dict.fromkeys(("a", "b"), {"kind": "adapter", "width": 4, "start": 0.3, "norms": False})}],
+    "adapter_fusion": [{"adapters": {key: {"kind": "adapter", "width": 4, "start": 0.3, "norms": False} for key in ("a", "b")}}],
     "ia3": [{}, {"roles": ("q", "o", "up"), "inner": (), "also_train": ("embed",)}],
 }
 ANEW = ("prefix", "p_tuning_v2", "prompt", "p_tuning", "adapter_fusion")  # what they add is seen from the first step, as in their papers
@@ -124,8 +128,10 @@ def never_used(kind: str, name: str) -> bool:
         ("k.bias", "key.bias", "k_proj.bias", "c_attn.bias", "Wqkv.bias", "query_key_value.bias")
     )  # softmax is blind to it
     experts = "experts" in name or name.endswith("mlp.gate.weight")  # not every expert is asked
-    relu = kind in ("opt", "t5", "our t5", "our transformer") and any(part in name for part in ("fc1", "fc2", "wi", "wo", "ffn.", ".up.", ".down."))  # a unit may be off for all 16 tokens
-    relu = relu or ".prompt." in name and not name.endswith("outer.bias")  # units of p_tuning's MLP too
+    relu = kind in ("opt", "t5", "our t5", "our transformer") and any(
+        part in name for part in ("fc1", "fc2", "wi", "wo", "ffn.", ".up.", ".down.")
+    )  # a unit may be off for all 16 tokens
+    relu = relu or (".prompt." in name and not name.endswith("outer.bias"))  # units of p_tuning's MLP too
     pooler = "pooler" in name  # BERT's is for sentence heads
     return any(part in name for part in seen_in_part) or key_bias or experts or relu or pooler
 

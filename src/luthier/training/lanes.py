@@ -31,10 +31,11 @@ def backward(loss_of: LossOf[Rest], batch: Batch, net: nn.Module, trained: Seque
     done = _at_once(lambda half: _gradients(loss_of, half, trained), _halves(batch))
     for gradients, _ in done:
         for parameter, gradient in zip(trained, gradients, strict=True):
-            if gradient is not None and parameter.grad is None:
-                parameter.grad = torch.empty_like(parameter).copy_(gradient)  # of the parameter's own strides, as optimizers expect
-            elif gradient is not None:
-                parameter.grad.add_(gradient)
+            if gradient is None:
+                continue
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)  # of the parameter's own strides, as optimizers expect
+            parameter.grad.add_(gradient)
     return [rest for _, rest in done]
 
 
@@ -44,8 +45,13 @@ def _fitting(batch: Batch, net: nn.Module, trained: Sequence[Tensor]) -> bool:
         return False
     if sum(p.numel() for p in trained) > SMALL * sum(p.numel() for p in net.parameters()):
         return False
-    rates = (module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0.0) for module in net.modules())
-    return not any(isinstance(rate, float) and rate > 0 for rate in rates)
+    return not any(_draws(module) for module in net.modules())
+
+
+def _draws(module: nn.Module) -> bool:
+    """Whether it has a rate of dropout: torch's own module, or a number called dropout, attention_dropout ... as model files keep it."""
+    named = (value for name, value in vars(module).items() if "drop" in name)
+    return any(isinstance(rate, float) and rate > 0 for rate in ([module.p] if isinstance(module, nn.Dropout) else named))
 
 
 def _halves(batch: Batch) -> list[Batch]:

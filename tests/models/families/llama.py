@@ -18,6 +18,7 @@ def unnormed(part: Attention) -> None:
 
 def normed_late(part: Attention) -> None:
     q_norm, k_norm, plain = part.q_norm, part.k_norm, part.attend
+    assert q_norm is not None and k_norm is not None
     unnormed(part)
     part.attend = lambda q, k, *rest: plain(q_norm(q), k_norm(k), *rest)
 
