@@ -19,6 +19,7 @@ from luthier.objectives._batch import Batch
 from luthier.objectives._language import token_loss
 from luthier.sources.load import load_model
 from luthier.sources.model import Model
+from luthier.tuning._read import load_adapter
 from luthier.tuning._tune import tune
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -219,3 +220,17 @@ def test_what_is_not_here_is_refused():
         TransformerXL(vocab=40, cuts=(20, 10))
     with pytest.raises(ValueError, match="takes no positions"):
         loaded("divided")[0].hidden(torch.ones(1, 3, dtype=torch.long), positions=torch.ones(1, 3))
+
+
+def test_an_adapter_is_saved_and_read_over_an_adaptive_embedding(tmp_path):
+    ids = torch.arange(12)[None]
+    model = Model(loaded("divided"))
+    attached = tune(model, "lora", rank=2)
+    with torch.no_grad():
+        for parameter in attached.parameters.values():
+            parameter.add_(0.1)
+    attached.save(tmp_path)
+    again = Model(loaded("divided"))
+    load_adapter(again, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again.hidden(ids), model.hidden(ids))

@@ -10,6 +10,7 @@ from luthier.core.adaptive import AdaptiveSoftmax
 from luthier.core.names import Name
 from luthier.core.transformer import Transformer
 from luthier.lookup import describe, find, lookup, names, suggest
+from luthier.models._config import check_fields
 from luthier.sources._meta import on_meta
 from luthier.sources.checkpoint import Checkpoint, some
 
@@ -61,6 +62,7 @@ def match(checkpoint: Checkpoint) -> Match:
     arch, where = architecture(checkpoint.config, checkpoint.name), checkpoint.name
     try:
         config = arch.from_config(checkpoint.config)
+        check_fields(config)
         sizes = {key: getattr(config, key) for key in ("vocab", "width", "layers", "heads", "hidden") if hasattr(config, key)}
         wrong = [f"{key}={value!r}" for key, value in sizes.items() if not isinstance(value, int) or value < 0]
         if wrong or (config.layers > len(checkpoint.tensors) and not hasattr(config, "share")):  # layers may share their tensors

@@ -42,7 +42,8 @@ def adalora(attached: Attached, names: Names) -> Written:
     config = {
         "peft_type": "ADALORA", "r": 8, "init_r": most, "target_r": method.target, "lora_alpha": method.alpha, "lora_dropout": method.dropout,
         "tinit": method.warmup, "tfinal": method.final, "deltaT": method.every, "beta1": method.betas[0], "beta2": method.betas[1],
-        "orth_reg_weight": method.orthogonal, "total_step": method.steps or method.warmup + method.final + 1, "rank_pattern": pattern, "bias": "none", "init_lora_weights": True,
+        "orth_reg_weight": method.orthogonal, "total_step": method.steps or method.warmup + method.final + 1,
+        "rank_pattern": pattern, "bias": "none", "init_lora_weights": True,
         "fan_in_fan_out": any(names.fan_in_fan_out(module) for module in found), "exclude_modules": None, "layers_pattern": None,
         "trainable_token_indices": None,
     }  # fmt: skip

@@ -83,5 +83,5 @@ def token_indices(attached: Attached, names: Names) -> dict[str, Any]:
 def _new_rows(attached: Attached, names: Names) -> list[tuple[str, NewRows]]:
     body = attached.anatomy
     sites = [body.embed] + ([body.head] if body.has("head") and not body.tied else [])
-    found = [(names.module(site), site.adapter(attached.name)) for site in sites]
-    return [(module, adapter) for module, adapter in found if isinstance(adapter, NewRows)]
+    found = [(site, site.adapter(attached.name)) for site in sites]  # an embedding may have no one weight, and so no stored name
+    return [(names.module(site), adapter) for site, adapter in found if isinstance(adapter, NewRows)]

@@ -82,7 +82,7 @@ HEADS = [
     ("qwen2", "classify", 3, hf.Qwen2ForSequenceClassification),
 ]
 
-DROPOUT = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), {"attention_dropout": 0.3})
+DROPOUT = {key: {"attention_dropout": 0.3} for key in ("llama", "mistral", "qwen2", "qwen3")}
 
 
 def scale(**changes):
