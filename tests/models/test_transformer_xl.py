@@ -224,13 +224,13 @@ def test_what_is_not_here_is_refused():
 
 def test_an_adapter_is_saved_and_read_over_an_adaptive_embedding(tmp_path):
     ids = torch.arange(12)[None]
-    model = Model(loaded("divided"))
+    model = Model(loaded("divided")[0])
     attached = tune(model, "lora", rank=2)
     with torch.no_grad():
         for parameter in attached.parameters.values():
             parameter.add_(0.1)
     attached.save(tmp_path)
-    again = Model(loaded("divided"))
+    again = Model(loaded("divided")[0])
     load_adapter(again, tmp_path)
     with torch.no_grad():
         assert torch.equal(again.hidden(ids), model.hidden(ids))
