@@ -26,11 +26,17 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "extract": [
         {"question": "Which?", "context": text, "answers": [{"text": text.split()[1], "start": text.index(" ") + 1}]} for text in TEXTS
     ],
+    "pairs": [{"source": f"{text} {i}", "target": text} for i, text in enumerate(TEXTS)],
     "choices": [{"question": text, "choices": ["lute", "viol", "harp"], "answer": i % 3} for i, text in enumerate(TEXTS)],
     "scored": [{"text": text, "pair": TEXTS[i - 1], "score": i / 4} for i, text in enumerate(TEXTS)],
 }  # fmt: skip
 TINY = ["model.width=16", "model.layers=2", "model.heads=2", "model.hidden=24"]
-SMALL = {"pretrain": [*TINY, "model.kv_heads=1"], "masked": TINY}
+SMALL = {
+    "pretrain": [*TINY, "model.kv_heads=1"],
+    "masked": TINY,
+    "translate": [*TINY, "model.decoder_layers=2"],
+    "diffuse": [*TINY, "model.kv_heads=1"],
+}
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 SLOW = ("chat", "chat-bf16")  # 135 million parameters
 

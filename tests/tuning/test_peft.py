@@ -169,9 +169,7 @@ def test_missing_and_unexpected_tensors_are_all_listed(tmp_path):
     refused("llama", tmp_path, "missing", "unexpected", "layers.7", "layers.0")
 
 
-@pytest.mark.parametrize(
-    "key, value", [("use_dora", True), ("bias", "all"), ("lora_bias", True), ("a_new_idea", 3), ("layer_replication", [[0, 1]])]
-)
+@pytest.mark.parametrize("key, value", [("bias", "all"), ("lora_bias", True), ("a_new_idea", 3), ("layer_replication", [[0, 1]])])
 def test_a_setting_that_would_change_the_result_is_refused(key: str, value: object, tmp_path):
     saved_by_peft("llama", tmp_path)
     path = tmp_path / "adapter_config.json"
