@@ -63,14 +63,11 @@ def note() -> str:
 
 
 def write_qwen2(folder: Path) -> None:
-    import transformers
+    from benchmarks.sides.models_transformers import MODELS
 
     torch.manual_seed(0)
-    config = transformers.Qwen2Config(
-        vocab_size=151_936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
+    config, cls = MODELS["qwen2-0.5b"]
+    cls(config).save_pretrained(folder)
     for file in folder.with_name("smollm2").glob("tokenizer*"):  # any tokenizer whose entries fit
         shutil.copy(file, folder)
 

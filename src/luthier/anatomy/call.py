@@ -8,6 +8,7 @@ B batch, T queries, S keys, H query heads, G key-value heads, P keys of a prefix
 """
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,11 +27,12 @@ NAME = "luthier_"  # before the name of the implementation that a transformers m
 KINDS = ("sdpa", "eager")
 
 
-class Leading(Adapter):
-    """An adapter of an attention call. `columns`: keys and values, each (G, P, K)."""
+class Leading(Adapter, ABC):
+    """An adapter of an attention call."""
 
+    @abstractmethod
     def columns(self) -> Prefix:
-        raise NotImplementedError
+        """Keys and values, each (G, P, K)."""
 
 
 class Shift(Adapter):

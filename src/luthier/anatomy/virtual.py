@@ -5,6 +5,7 @@ heads, labels and losses know nothing of it. An encoder's virtual tokens stay am
 """
 
 import inspect
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from luthier.core.virtual import FIRST, Inserted, insert
 ROOM = 1 << 16  # ids of one adapter
 
 
-class Rows(Adapter):
+class Rows(Adapter, ABC):
     """Vectors of virtual tokens: `table` gives all of them, (P, D), for the ids from `first` on.
 
     stack: before whose texts they stand; "" for tokens that texts bring themselves.
@@ -29,11 +30,13 @@ class Rows(Adapter):
     stack = ""
     first = FIRST
 
+    @abstractmethod
     def table(self) -> Tensor:
-        raise NotImplementedError
+        """The vectors, (P, D)."""
 
+    @abstractmethod
     def count(self) -> int:
-        raise NotImplementedError
+        """How many there are, P."""
 
 
 class RowsAround(Around):

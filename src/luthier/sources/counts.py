@@ -4,11 +4,13 @@
 """
 
 import json
+from functools import cache
 from pathlib import Path
 
 FILE = Path(__file__).with_name("counts.json")
 
 
+@cache
 def kept() -> dict[str, int]:
     """Preset -> parameters, as they were last computed."""
     return json.loads(FILE.read_text())

@@ -1,11 +1,13 @@
 """What reading peft's files has in common: settings that must be known, and modules saved whole."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from luthier.anatomy.site import Site
 from luthier.anatomy.table import AROUND, transposed
-from luthier.tuning._folder import CONFIG
+from luthier.tuning._folder import CONFIG, TABLE
 from luthier.tuning._own import train_own
 from luthier.tuning._reading import Reading, set_values
 
@@ -26,6 +28,20 @@ class Peft(Reading):
         if strange:
             told = ", ".join(f"{key}={value!r}" for key, value in sorted(strange.items()))
             raise ValueError(f"{self.folder.path / CONFIG}: settings that are not read here and would change what the adapter does: {told}")
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """The fields of the method, where Luthier wrote the folder."""
+        return {key: value for key, value in self.folder.method.items() if key != "kind"}
+
+    def tables_and_places(self) -> tuple[dict[str, Tensor], list[tuple[Site, str]]]:
+        """The vectors of prompts and prefixes by where they stand ("" in peft's own files), and the parameters stored whole beside them."""
+        tables = {name.removeprefix(TABLE).removeprefix("."): value for name, value in self.tensors.items() if name.startswith(TABLE)}
+        own = {name for name in self.tensors if not name.startswith(TABLE)}
+        places = self.own_places(own)
+        covered = {self.names.stored(site.path, parameter).path for site, parameter in places}
+        self.refuse([] if tables else [TABLE], own - covered)
+        return tables, places
 
     def own_places(self, stored: set[str]) -> list[tuple[Site, str]]:
         """The parameters that stored tensors give whole."""

@@ -65,11 +65,7 @@ class ReadPrefix(Peft):
 
     def attached(self) -> Attached:
         self.check_settings()
-        tables = {name.removeprefix(TABLE).removeprefix("."): value for name, value in self.tensors.items() if name.startswith(TABLE)}
-        own = {name for name in self.tensors if not name.startswith(TABLE)}
-        places = self.own_places(own)
-        covered = {self.names.stored(site.path, parameter).path for site, parameter in places}
-        self.refuse([] if tables else [TABLE], own - covered)
+        tables, places = self.tables_and_places()
         method = self._method(tables)
         if "" in tables:
             two = len(self.anatomy.stacks) > 1
@@ -83,9 +79,8 @@ class ReadPrefix(Peft):
         return attached
 
     def _method(self, tables: dict[str, Tensor]) -> Any:
-        noted = {key: value for key, value in self.folder.method.items() if key != "kind"}
-        if noted:
-            return build(lookup("tuning", self.folder.method["kind"]), noted)
+        if self.noted:
+            return build(lookup("tuning", self.folder.method["kind"]), self.noted)
         two = {"at": ("decoder.self",)} if len(self.anatomy.stacks) > 1 else {}
         return build(lookup("tuning", "p_tuning_v2"), {"length": self.config["num_virtual_tokens"], **two})
 

@@ -55,12 +55,8 @@ class ReadPrompt(Peft):
 
     def attached(self) -> Attached:
         self.check_settings()
-        tables = {name.removeprefix(TABLE).removeprefix("."): value for name, value in self.tensors.items() if name.startswith(TABLE)}
-        own = {name for name in self.tensors if not name.startswith(TABLE)}
-        places = self.own_places(own)
-        covered = {self.names.stored(site.path, parameter).path for site, parameter in places}
-        self.refuse([] if tables else [TABLE], own - covered)
-        noted = {key: value for key, value in self.folder.method.items() if key != "kind"}
+        tables, places = self.tables_and_places()
+        noted = self.noted
         if not noted:
             tables = {stacks_of(self.anatomy, ())[0]: tables[""][: self.config["num_virtual_tokens"]]}
             noted = {"length": self.config["num_virtual_tokens"]}

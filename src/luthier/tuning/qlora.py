@@ -21,8 +21,7 @@ from luthier.core.nf4 import NF4
 from luthier.core.quantise import Int8, quantise
 from luthier.lookup import lookup
 from luthier.tuning._attached import Attached
-
-PROJECTIONS = ("q", "k", "v", "o", "up", "gate", "down")
+from luthier.tuning._common import projections
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class QLoRA:
     def attach(self, anatomy: Anatomy, name: str = "default") -> Attached:
         sites = self._sites(anatomy)
         fields = {key: value for key, value in asdict(self).items() if key not in ("base", "double")}
-        roles = self.roles or tuple(role for role in _roles(anatomy) if role not in self.also_train)
+        roles = self.roles or tuple(projections(anatomy, self.also_train))
         attached = build(lookup("tuning", "lora"), fields | {"roles": roles}).attach(anatomy, name)
         for site in sites:  # last: nothing can fail any more
             site.replace(FrozenLinear(site.module, self._quantise, transposed(site.module)))
@@ -55,7 +54,7 @@ class QLoRA:
     def _sites(self, anatomy: Anatomy) -> list[Site]:
         """The projections to quantise, each module once. Those of an earlier qlora stay as they are."""
         whole = {site.path for site in anatomy.find(*self.also_train)}
-        sites = {site.path: site for site in anatomy.find(*_roles(anatomy)) if site.path not in whole}
+        sites = {site.path: site for site in anatomy.find(*projections(anatomy)) if site.path not in whole}
         known = {site.path: site.module for site in sites.values() if isinstance(site.module, FrozenLinear)}
         other = [path for path, module in known.items() if not isinstance(module.packed, NF4 if self.base == "nf4" else Int8)]
         if other:
@@ -70,8 +69,3 @@ class QLoRA:
     @property
     def _quantise(self) -> Callable[[Tensor], NF4 | Int8]:
         return quantise if self.base == "int8" else partial(nf4.quantise, double=self.double)
-
-
-def _roles(anatomy: Anatomy) -> list[str]:
-    """The roles of projections that blocks of this model have; a bare one means each attention of every stack."""
-    return [role for role in PROJECTIONS if any(role == there.rpartition(".")[2] for there in anatomy.roles)]
