@@ -120,3 +120,29 @@ def shake(parameters: dict[str, nn.Parameter], size: float = 0.1) -> None:
     with torch.no_grad():
         for parameter in parameters.values():
             parameter.add_(size * torch.randn_like(parameter))
+
+
+def check_padding_and_packing(net: nn.Module) -> None:
+    """A short text gives the same states with padding on either side, whatever token it is, and packed with another."""
+    ids = tokens()[:1]
+    alone = [net.hidden(ids[:, :5]), net.hidden(ids)]
+    for pad, left in ((0, True), (0, False), (7, True)):
+        filler = torch.full((1, 3), pad)
+        rows = torch.cat([torch.cat([filler, ids[:, :5]] if left else [ids[:, :5], filler], 1), ids])
+        mask = torch.ones(2, 8, dtype=torch.bool)
+        mask[0, slice(0, 3) if left else slice(5, 8)] = False
+        got = net.hidden(rows, mask)
+        torch.testing.assert_close(got[0][mask[0]], alone[0][0], rtol=0, atol=2e-5)
+        torch.testing.assert_close(got[1], alone[1][0], rtol=0, atol=2e-5)
+    packed = net.hidden(torch.cat([ids[:, :5], ids], 1), lengths=(5, 8))
+    torch.testing.assert_close(packed, torch.cat(alone, 1), rtol=0, atol=2e-5)
+
+
+def greedy(net: nn.Module, prompt: list[int], new: int) -> list[int]:
+    """The likeliest next tokens of one of our nets, each from a whole pass without a cache."""
+    pair = isinstance(net, EncoderDecoder)
+    text = [net.start] if pair else list(prompt)
+    for _ in range(new):
+        step = net(torch.tensor([prompt]), decoder_ids=torch.tensor([text])) if pair else net(torch.tensor([text]))
+        text.append(int(step[0, -1].argmax()))
+    return text[-new:]

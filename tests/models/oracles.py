@@ -103,3 +103,11 @@ def dropped(monkeypatch: Any) -> list[tuple[float, tuple[int, ...]]]:
     monkeypatch.setattr(nn.functional, "dropout", record)
     monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", record_attention)
     return seen
+
+
+def head_scores(model: nn.Module, head: str, ids: Tensor) -> Tensor:
+    """What their model with a head for a task says of ids, laid out as our heads do."""
+    if head == "choose":
+        return model(ids[None]).logits[0, :, None]
+    out = model(ids)
+    return torch.stack([out.start_logits, out.end_logits], -1) if head == "spans" else out.logits

@@ -8,7 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from mutations import general
-from oracles import DECODERS, DROPOUT, EXEMPT, FLOOR, HEADS, KINDS, MUTANTS, dropped, gap, ours, reference, sample, theirs
+from oracles import DECODERS, DROPOUT, EXEMPT, FLOOR, HEADS, KINDS, MUTANTS, dropped, gap, head_scores, ours, reference, sample, theirs
 
 from luthier.core.names import import_tensor
 
@@ -66,11 +66,7 @@ def test_heads_equal_transformers(kind, head, labels, cls):
     model = reference(kind, cls, num_labels=labels, pad_token_id=0)
     net = ours(kind, model, {head: labels})
     ids = sample(2, 60)
-    if head == "choose":
-        want = model(ids[None]).logits[0, :, None]
-    else:
-        out = model(ids)
-        want = torch.stack([out.start_logits, out.end_logits], -1) if head == "spans" else out.logits
+    want = head_scores(model, head, ids)
     hidden = net.hidden(ids)
     states = hidden if head in ("tag", "spans") else hidden[:, -1 if net.pool == "last" else 0]
     assert gap(net.heads[head](states), want) < FLOOR

@@ -13,7 +13,7 @@ from transformers.models.xlnet.modeling_xlnet import XLNetModel
 
 sys.path.insert(0, str(Path(__file__).parent))
 from mutations import each
-from oracles import FLOOR, gap, sample
+from oracles import FLOOR, gap, head_scores, sample
 
 from luthier.core.cache import Cache
 from luthier.core.names import export_state, import_state
@@ -181,11 +181,7 @@ def test_heads_equal_transformers(head, labels, cls):
     model = reference(cls, num_labels=labels)
     net = ours(model, {head: labels})
     ids = sample(2, 60)
-    if head == "choose":
-        want = model(ids[None]).logits[0, :, None]
-    else:
-        out = model(ids)
-        want = torch.stack([out.start_logits, out.end_logits], -1) if head == "spans" else out.logits
+    want = head_scores(model, head, ids)
     hidden = net.hidden(ids)
     assert net.pool == "last"
     assert gap(net.heads[head](hidden if head in ("tag", "spans") else hidden[:, -1]), want) < FLOOR

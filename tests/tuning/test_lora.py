@@ -2,14 +2,12 @@
 
 import json
 import warnings
-from pathlib import Path
 
 import peft
 import pytest
 import torch
 from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file
-from torch import Tensor
 
 from kinds import LESS, THEIRS, build, logits, shake
 from luthier.anatomy.anatomy import anatomy
@@ -18,13 +16,8 @@ from luthier.training import optimizer
 from luthier.training.settings import Training
 from luthier.tuning._read import read
 from luthier.tuning._tune import attach, made
-from pefts import ours_of, with_peft
+from pefts import ours_of, saved_by_peft, with_peft
 
-TARGETS = {
-    "phi3": ["qkv_proj", "o_proj"], "gpt2": ["c_attn", "attn.c_proj"], "gpt_neox": ["query_key_value", "dense_4h_to_h"],
-    "bloom": ["query_key_value"], "bert": ["query", "value", "attention.output.dense"], "roberta": ["query", "value"],
-    "modernbert": ["Wqkv"], "t5": ["q", "v", "wo"], "opt": ["q_proj", "fc2"],
-}  # fmt: skip
 all_kinds = pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow if kind in LESS else ()) for kind in THEIRS])
 DORA = {
     "plain": {"dora": True, "rank": 4},
@@ -32,16 +25,6 @@ DORA = {
     "pissa": {"start": "pissa", "rank": 3, "roles": ("q", "v", "o"), "ranks": {"v": 2}},
     "both": {"start": "pissa", "dora": True, "rank": 3, "rslora": True},
 }
-
-
-def saved_by_peft(kind: str, folder: Path, **settings) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        config = peft.LoraConfig(**({"r": 4, "lora_alpha": 6, "target_modules": TARGETS.get(kind, ["q_proj", "v_proj"])} | settings))
-        model = peft.get_peft_model(build(kind), config).eval()
-        shake({name: p for name, p in model.named_parameters() if p.requires_grad})
-        model.save_pretrained(str(folder))
-        return logits(model)
 
 
 @all_kinds

@@ -1,10 +1,8 @@
 """Adapters cross between us and peft 0.21.2, both ways, on transformers models and on ours: equal logits."""
 
 import json
-import warnings
 from pathlib import Path
 
-import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,7 +11,7 @@ from kinds import LESS, THEIRS, build, logits, shake
 from luthier.anatomy.anatomy import anatomy
 from luthier.tuning._read import read
 from luthier.tuning._tune import attach, made
-from pefts import ours_of, with_peft
+from pefts import ours_of, saved_by_peft, with_peft
 
 
 def crossed(name: str, variants: dict[str, dict]) -> pytest.MarkDecorator:
@@ -24,11 +22,6 @@ def crossed(name: str, variants: dict[str, dict]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(f"kind, {name}", params)
 
 
-TARGETS = {
-    "phi3": ["qkv_proj", "o_proj"], "gpt2": ["c_attn", "attn.c_proj"], "gpt_neox": ["query_key_value", "dense_4h_to_h"],
-    "bloom": ["query_key_value"], "bert": ["query", "value", "attention.output.dense"], "roberta": ["query", "value"],
-    "modernbert": ["Wqkv"], "t5": ["q", "v", "wo"], "opt": ["q_proj", "fc2"],
-}  # fmt: skip
 FIELDS = {
     "plain": {"roles": ("q", "v"), "rank": 4},
     "everything": {
@@ -46,17 +39,6 @@ SETTINGS = {
     "patterns": {"use_rslora": True, "rank_pattern": {"q_proj": 2, "query": 3}, "alpha_pattern": {"v_proj": 9}},
     "layers": {"layers_to_transform": [1]},
 }
-
-
-def saved_by_peft(kind: str, folder: Path, **settings) -> torch.Tensor:
-    """Logits of a shaken peft model, whose adapter is saved in the folder."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        config = peft.LoraConfig(**({"r": 4, "lora_alpha": 6, "target_modules": TARGETS.get(kind, ["q_proj", "v_proj"])} | settings))
-        model = peft.get_peft_model(build(kind), config).eval()
-        shake({name: p for name, p in model.named_parameters() if p.requires_grad})
-        model.save_pretrained(str(folder))
-        return logits(model)
 
 
 @crossed("fields", FIELDS)

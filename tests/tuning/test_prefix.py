@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, BartConfig, GPT2Config, PreTrainedModel, RobertaConfig
 
-from kinds import ENCODERS, PAIRS, build, logits, shake, tokens
+from kinds import ENCODERS, PAIRS, build, check_padding_and_packing, greedy, logits, shake, tokens
 from luthier.anatomy.anatomy import anatomy
 from luthier.core.generate import generate_ids
 from luthier.core.reader import Sampling
@@ -124,18 +124,7 @@ def test_padding_on_either_side_and_packing_change_nothing(kind: str):
     torch.manual_seed(1)
     net = build(kind) if kind.startswith("our") else wrap(build(kind)).net
     attached = attach(anatomy(net), made("prefix", SMALL))
-    ids = tokens()[:1]
-    alone = [net.hidden(ids[:, :5]), net.hidden(ids)]
-    for pad, left in ((0, True), (0, False), (7, True)):
-        filler = torch.full((1, 3), pad)
-        rows = torch.cat([torch.cat([filler, ids[:, :5]] if left else [ids[:, :5], filler], 1), ids])
-        mask = torch.ones(2, 8, dtype=torch.bool)
-        mask[0, slice(0, 3) if left else slice(5, 8)] = False
-        got = net.hidden(rows, mask)
-        torch.testing.assert_close(got[0][mask[0]], alone[0][0], rtol=0, atol=2e-5)
-        torch.testing.assert_close(got[1], alone[1][0], rtol=0, atol=2e-5)
-    packed = net.hidden(torch.cat([ids[:, :5], ids], 1), lengths=(5, 8))
-    torch.testing.assert_close(packed, torch.cat(alone, 1), rtol=0, atol=2e-5)
+    check_padding_and_packing(net)
     assert attached.anatomy.active
 
 
@@ -143,14 +132,7 @@ def test_padding_on_either_side_and_packing_change_nothing(kind: str):
 def test_a_cache_changes_nothing(kind: str):
     net, _ = start(kind)
     prompts = [tokens()[0].tolist(), tokens()[1, :4].tolist()]
-    ids = []
-    for prompt in prompts:
-        text = [net.start] if kind == "our t5" else list(prompt)
-        for _ in range(6):
-            inputs = {"decoder_ids": torch.tensor([text])} if kind == "our t5" else {}
-            step = net(torch.tensor([prompt]) if inputs else torch.tensor([text]), **inputs)
-            text.append(int(step[0, -1].argmax()))
-        ids.append(text[-6:])
+    ids = [greedy(net, prompt, 6) for prompt in prompts]
     assert [list(row)[-6:] for row in generate_ids(net, prompts, Sampling(temperature=0.0, max_tokens=6))] == ids
 
 

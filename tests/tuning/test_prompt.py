@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from kinds import ENCODERS, PAIRS, THEIRS, build, logits, shake, tokens
+from kinds import ENCODERS, PAIRS, THEIRS, build, check_padding_and_packing, greedy, logits, shake, tokens
 from luthier.anatomy.anatomy import anatomy
 from luthier.anatomy.virtual import virtual_ids
 from luthier.core.generate import generate_ids
@@ -98,18 +98,7 @@ def test_padding_on_either_side_and_packing_change_nothing(kind: str):
     torch.manual_seed(1)
     net = build(kind) if kind.startswith("our") else wrap(build(kind)).net
     attach(anatomy(net), made("prompt", SMALL))
-    ids = tokens()[:1]
-    alone = [net.hidden(ids[:, :5]), net.hidden(ids)]
-    for pad, left in ((0, True), (0, False), (7, True)):
-        filler = torch.full((1, 3), pad)
-        rows = torch.cat([torch.cat([filler, ids[:, :5]] if left else [ids[:, :5], filler], 1), ids])
-        mask = torch.ones(2, 8, dtype=torch.bool)
-        mask[0, slice(0, 3) if left else slice(5, 8)] = False
-        got = net.hidden(rows, mask)
-        torch.testing.assert_close(got[0][mask[0]], alone[0][0], rtol=0, atol=2e-5)
-        torch.testing.assert_close(got[1], alone[1][0], rtol=0, atol=2e-5)
-    packed = net.hidden(torch.cat([ids[:, :5], ids], 1), lengths=(5, 8))
-    torch.testing.assert_close(packed, torch.cat(alone, 1), rtol=0, atol=2e-5)
+    check_padding_and_packing(net)
 
 
 def test_packed_pairs_are_the_pairs_alone():
@@ -128,14 +117,7 @@ def test_a_cache_changes_nothing(kind: str):
     net = build(kind)
     attach(anatomy(net), made("prompt", SMALL))
     prompts = [tokens()[0].tolist(), tokens()[1, :4].tolist()]
-    want = []
-    for prompt in prompts:
-        text = [net.start] if kind == "our t5" else list(prompt)
-        for _ in range(6):
-            inputs = {"decoder_ids": torch.tensor([text])} if kind == "our t5" else {}
-            step = net(torch.tensor([prompt]) if inputs else torch.tensor([text]), **inputs)
-            text.append(int(step[0, -1].argmax()))
-        want.append(text[-6:])
+    want = [greedy(net, prompt, 6) for prompt in prompts]
     sampling = Sampling(temperature=0.0, max_tokens=6)
     assert generate_ids(net, prompts, sampling) == want
     memory = Memory()  # a conversation's second turn
