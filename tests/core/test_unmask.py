@@ -44,13 +44,13 @@ def order(net: Known) -> list[list[int]]:
 
 def test_the_surest_are_kept_first():
     net = Known(table([1, 2, 3, 4], [5.0, 1.0, 9.0, 3.0]))
-    assert unmask_ids(net, [[]], MASK, Unmasking(tokens=4, block=4, steps=4)) == [[1, 2, 3, 4]]
+    assert unmask_ids(net, [[]], MASK, Unmasking(max_tokens=4, block=4, steps=4)) == [[1, 2, 3, 4]]
     assert order(net) == [[], [2], [0, 2], [0, 2, 3]]
 
 
 def test_blocks_are_finished_from_left_to_right_and_the_prompt_stays():
     net = Known(table([0, 0, 1, 2, 3, 4, 5], [0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0]))
-    assert unmask_ids(net, [[7, 8]], MASK, Unmasking(tokens=5, block=2, steps=4)) == [[1, 2, 3, 4, 5]]
+    assert unmask_ids(net, [[7, 8]], MASK, Unmasking(max_tokens=5, block=2, steps=4)) == [[1, 2, 3, 4, 5]]
     assert order(net) == [[0, 1], [0, 1, 3], [0, 1, 2, 3], [0, 1, 2, 3, 4, 5]]  # 2 + 1 + 1 steps
 
 
@@ -61,20 +61,20 @@ def test_steps_are_shared_out_evenly_and_larger_parts_come_first():
 
 def test_prompts_of_several_lengths_stand_at_the_right():
     net = Known(table([0, 0, 0, 1, 2], [0.0, 0.0, 0.0, 1.0, 2.0]))
-    assert unmask_ids(net, [[3], [4, 5, 6]], MASK, Unmasking(tokens=2, block=2, steps=1)) == [[1, 2], [1, 2]]
+    assert unmask_ids(net, [[3], [4, 5, 6]], MASK, Unmasking(max_tokens=2, block=2, steps=1)) == [[1, 2], [1, 2]]
     assert net.seen[0][:, :3].tolist() == [[0, 0, 3], [4, 5, 6]]
 
 
 def test_a_temperature_draws_from_the_softmax():
     net = Known(torch.log(torch.tensor([[0.6, 0.3, 0.1, 1e-9, 5.0]])))
-    how = Unmasking(tokens=1, block=1, steps=1, temperature=1.0)
+    how = Unmasking(max_tokens=1, block=1, steps=1, temperature=1.0)
     drawn = unmask_ids(net, [[]] * 6000, 4, how, torch.Generator().manual_seed(0))
     share = torch.bincount(torch.tensor(drawn)[:, 0], minlength=4)[:3] / 6000
     torch.testing.assert_close(share, torch.tensor([0.6, 0.3, 0.1]), atol=0.02, rtol=0)
 
 
 def test_random_keeping_takes_any_order_and_a_seed_repeats_it():
-    how = Unmasking(tokens=6, block=6, steps=6, keep="random")
+    how = Unmasking(max_tokens=6, block=6, steps=6, remasking="random")
     orders = []
     for seed in (0, 0, 1, 2):
         net = Known(table([1] * 6, [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]))
@@ -94,13 +94,13 @@ class Asked(Known):
 
 def test_guidance_moves_away_from_the_answer_without_the_prompt():
     net = Asked(torch.zeros(3, VOCAB))
-    assert unmask_ids(net, [[5]], MASK, Unmasking(tokens=2, block=2, steps=1)) == [[2, 2]]
-    assert unmask_ids(net, [[5]], MASK, Unmasking(tokens=2, block=2, steps=1, guidance=0.5)) == [[1, 1]]  # 1.2 against 1.0
+    assert unmask_ids(net, [[5]], MASK, Unmasking(max_tokens=2, block=2, steps=1)) == [[2, 2]]
+    assert unmask_ids(net, [[5]], MASK, Unmasking(max_tokens=2, block=2, steps=1, guidance=0.5)) == [[1, 1]]  # 1.2 against 1.0
 
 
 def test_impossible_settings_and_causal_models_are_refused():
-    with pytest.raises(ValueError, match="tokens=9 in blocks of 4 need steps >= 3"):
-        Unmasking(tokens=9, block=4, steps=2)
+    with pytest.raises(ValueError, match="max_tokens=9 in blocks of 4 need steps >= 3"):
+        Unmasking(max_tokens=9, block=4, steps=2)
     with pytest.raises(ValueError, match="must not be negative"):
         Unmasking(guidance=-1)
     with pytest.raises(ValueError, match="sees no later token"):

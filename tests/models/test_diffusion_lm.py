@@ -172,8 +172,8 @@ def test_a_small_language_is_learnt_and_written():
     torch.set_default_dtype(default)
     net = learnt()
     torch.set_default_dtype(before)
-    how = Unmasking(tokens=10, block=5, steps=10)
+    how = Unmasking(max_tokens=10, block=5, steps=10)
     assert unmask_ids(net, [[3, 4], [14, 13], [5, 6]], 19, how) == [list(range(5, 15)), list(range(12, 2, -1)), list(range(7, 17))]
-    free = unmask_ids(net, [[]] * 40, 19, Unmasking(tokens=12, block=12, steps=12, temperature=1.0), torch.Generator().manual_seed(0))
+    free = unmask_ids(net, [[]] * 40, 19, Unmasking(max_tokens=12, block=12, steps=12, temperature=1.0), torch.Generator().manual_seed(0))
     right = [row for row in free if [b - a for a, b in zip(row, row[1:], strict=False)] in ([1] * 11, [-1] * 11)]
     assert len(right) >= 24 and len({tuple(row) for row in right}) >= 8  # 14 sentences there are

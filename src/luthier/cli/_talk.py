@@ -7,13 +7,16 @@ from typing import Any
 import torch
 
 from luthier.core.reader import Memory, Sampling
+from luthier.core.unmask import Unmasking
 from luthier.data.template import Template, choose
+from luthier.sources.fill import settings
 from luthier.sources.generate import generate_texts, stream_text
 from luthier.sources.model import Model
 from luthier.tuning._load import load
 from luthier.tuning._read import load_adapter
 
 Turn = dict[str, str]
+USUAL = {"top_p": 0.9, "repetition_penalty": 1.1}  # of a conversation, where nothing else is said
 
 
 class Talk:
@@ -22,7 +25,7 @@ class Talk:
     def __init__(
         self,
         model: Model,
-        sampling: Sampling,
+        sampling: Sampling | Unmasking,
         template: Template | None = None,
         system: str = "",
         generator: torch.Generator | None = None,
@@ -111,8 +114,9 @@ def open_talk(
     source: str, adapter: Path | None, system: str, template: str, choices: dict[str, Any], seed: int | None, int8: bool, dtype: str
 ) -> Talk:
     """Loads the model and what goes with it. ValueError where it has no tokenizer or no chat template."""
-    sampling = Sampling(**choices)
     model = load(source, None, dtype or None)
+    usual = USUAL if model.net.fills is None else {}
+    sampling = settings(model, usual | {name: value for name, value in choices.items() if value is not None}, ())
     if model.tokenizer is None:
         raise ValueError(f"{source} has no tokenizer, so nobody can talk with it")
     written = choose(template, model.tokenizer) if template else model.template

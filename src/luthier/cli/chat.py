@@ -31,8 +31,11 @@ def chat(
     max_tokens: Annotated[int, typer.Option(help="of an answer")] = 512,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.7,
     top_k: Annotated[int, typer.Option(help="only the k likeliest tokens; 0: all")] = 0,
-    top_p: Annotated[float, typer.Option(help="only the likeliest tokens that make up this probability")] = 0.9,
-    repetition_penalty: Annotated[float, typer.Option(help="above 1: what was said is said again less often")] = 1.1,
+    top_p: Annotated[float | None, typer.Option(help="only the likeliest tokens that make up this probability (0.9)")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="above 1: what was said is said again less often (1.1)")] = None,
+    steps: Annotated[int, typer.Option(help="of a model that fills in masks: so many in all; 0: one for each token")] = 0,
+    block: Annotated[int, typer.Option(help="of such a model: so many tokens are finished before the next ones are begun")] = 32,
+    remasking: Annotated[str, typer.Option(help="of such a model: low_confidence or random")] = "low_confidence",
     seed: Annotated[int | None, typer.Option(help="the same seed gives the same answers", show_default=False)] = None,
     int8: Annotated[bool, typer.Option("--int8", help="keep the weights in 8 bits")] = False,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, ...; left out: as stored", show_default=False)] = "",
@@ -43,8 +46,11 @@ def chat(
     """
     from luthier.cli._talk import open_talk
 
-    choices = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    talk = open_talk(source, adapter, system, template, choices | {"repetition_penalty": repetition_penalty}, seed, int8, dtype)
+    choices = {
+        "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty,
+        "steps": steps, "block": block, "remasking": remasking,
+    }  # fmt: skip
+    talk = open_talk(source, adapter, system, template, choices, seed, int8, dtype)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if terminal:
         typer.secho(f"{talk.name}. /help lists the commands. {HINT}", dim=True)

@@ -22,6 +22,10 @@ def generate(
     repetition_penalty: Annotated[float, typer.Option(help="above 1: what was said is said again less often")] = 1.0,
     beams: Annotated[int, typer.Option(help="above 1: beam search instead of sampling")] = 1,
     samples: Annotated[int, typer.Option(help="texts for each prompt")] = 1,
+    steps: Annotated[int, typer.Option(help="of a model that fills in masks: so many in all; 0: one for each token")] = 0,
+    block: Annotated[int, typer.Option(help="of such a model: so many tokens are finished before the next ones are begun")] = 32,
+    remasking: Annotated[str, typer.Option(help="of such a model: low_confidence or random")] = "low_confidence",
+    guidance: Annotated[float, typer.Option(help="of such a model: above 0, the answer keeps closer to the prompt")] = 0.0,
     stop: Annotated[
         list[str] | None, typer.Option(help="a string that ends a text; may be given several times", show_default=False)
     ] = None,
@@ -55,7 +59,8 @@ def generate(
         some = asked[start : start + batch]
         texts = generate_texts(
             model, some, max_tokens, temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, beams=beams,
-            samples=samples, stop=stop or [], generator=generator, int8=int8, template=written,
+            samples=samples, steps=steps, block=block, remasking=remasking, guidance=guidance, stop=stop or [], generator=generator,
+            int8=int8, template=written,
         )  # fmt: skip
         for i, text in enumerate(texts):
             show(some[i // samples], text, as_json, len(asked) * samples > 1)

@@ -29,6 +29,7 @@ class Net(nn.Module, ABC):
     causal: bool
     pool: str
     heads: nn.ModuleDict
+    fills: int | None = None  # the token that stands for what is not known yet, in models that write by filling it in (core.unmask)
 
     @abstractmethod
     def hidden(

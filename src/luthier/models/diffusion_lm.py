@@ -54,6 +54,8 @@ class DiffusionLM:
 
     def __post_init__(self) -> None:
         check_heads(self.width, self.heads, self.kv_heads, rotary=True)
+        if not 0 <= self.mask < self.vocab:
+            raise ValueError(f"mask={self.mask} is none of vocab={self.vocab} tokens; take a tokenizer with a mask token, or give mask")
 
     def build(self) -> Transformer:
         norm = partial(RMSNorm, self.width, self.eps)
@@ -65,6 +67,7 @@ class DiffusionLM:
             out.weight = embed.token.weight
         rotary = Rotary(self.width // self.heads, self.theta)
         net = Transformer(self, embed, blocks, norm(), LanguageHead(out), causal=False, width=self.width, rotary=rotary)
+        net.fills = self.mask
         return initialise(net, residual_std=0.02 / (2 * self.layers) ** 0.5)
 
     def _attention(self) -> Attention:

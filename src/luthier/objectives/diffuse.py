@@ -40,6 +40,11 @@ class Diffuse(Objective):
             raise ValueError(f"objective diffuse needs a model that sees later tokens and predicts tokens; {model.source} does not")
         if model.tokenizer is None or model.tokenizer.mask is None:
             raise ValueError(f"objective diffuse needs a mask token, and the tokenizer of {model.source} has none")
+        if model.net.fills not in (None, model.tokenizer.mask):
+            raise ValueError(
+                f"objective diffuse hides tokens behind id {model.tokenizer.mask}, the tokenizer's mask, and {model.source} fills in "
+                f"id {model.net.fills}; set model.mask, or take the tokenizer that belongs to it"
+            )
 
     def read(self, sample: Sample, model: Model) -> Reading:
         if "messages" not in sample.row:

@@ -7,12 +7,16 @@ import torch
 
 from luthier.core.generate import generate_ids, stream_ids
 from luthier.core.reader import Memory, Sampling
+from luthier.core.unmask import Unmasking
 from luthier.data.template import Template
 from luthier.data.tokenizer import Tokenizer
+from luthier.sources.fill import fill_texts, stream_fill
+from luthier.sources.fill import settings as settings_of
 from luthier.sources.model import Model
 from luthier.sources.writer import Writer
 
 Prompt = str | Sequence[Mapping[str, str]]
+OTHERS = ("stop", "seed", "generator", "int8", "template")  # settings beside the choice of tokens
 
 
 def generate_texts(
@@ -33,9 +37,10 @@ def generate_texts(
     A prompt is a string, continued as it stands, or a conversation of {"role", "content"}, written by the template (the model's own, if
     none is given) with the header of an answer behind it. stop: strings that end a text. seed or generator: the same one gives the same
     texts; without, torch's global generator is used. int8: weights in 8 bits. sampling: min_tokens, top_k, top_p, repetition_penalty,
-    samples, beams, length_penalty. ValueError for settings that do not fit and for prompts that are empty or too long.
+    samples, beams, length_penalty; of models that fill in masks (diffusion_lm) samples, steps, block, remasking, guidance. ValueError
+    for settings that do not fit and for prompts that are empty or too long.
     """
-    settings = _settings(max_tokens, temperature, sampling)
+    settings = settings_of(model, {"max_tokens": max_tokens, "temperature": temperature, **sampling}, OTHERS)
     questions = _separate(prompts)
     asked = [Asked(model, prompt, stop, template) for prompt in questions]
     if not asked:
@@ -43,11 +48,14 @@ def generate_texts(
     _room(model, asked, settings)
     generator = torch.Generator(model.device).manual_seed(seed) if seed is not None else generator
     eos = asked[0].eos
+    writers = [a.writer() for a in asked for _ in range(settings.samples)]
+    if isinstance(settings, Unmasking):
+        _no_int8(model, int8)
+        return fill_texts(model, [a.ids for a in asked], settings, writers, eos, generator)
     options: dict[str, Any] = {"eos": eos, "generator": generator, "int8": int8}
     if settings.beams > 1:
         rows = generate_ids(model.net, [a.ids for a in asked], settings, stop=lambda row, new: asked[row].ends(new), **options)
         return [asked[i // settings.samples].text(row, eos) for i, row in enumerate(rows)]
-    writers = [a.writer() for a in asked for _ in range(settings.samples)]
     texts = [""] * len(writers)
 
     def written(row: int, new: list[int]) -> bool:
@@ -62,7 +70,7 @@ def generate_texts(
 def stream_text(
     model: Model,
     prompt: Prompt,
-    sampling: Sampling,
+    sampling: Sampling | Unmasking,
     *,
     stop: str | Sequence[str] = (),
     generator: torch.Generator | None = None,
@@ -74,6 +82,10 @@ def stream_text(
     asked = Asked(model, prompt, stop, template)
     _room(model, [asked], sampling)
     writer = asked.writer()
+    if isinstance(sampling, Unmasking):
+        _no_int8(model, int8)
+        yield from (piece for (piece,) in stream_fill(model, [asked.ids], sampling, [writer], asked.eos, generator) if piece)
+        return
     options: dict[str, Any] = {"stop": lambda _, new: asked.ends(new), "memory": memory, "int8": int8, "generator": generator}
     for step in stream_ids(model.net, [asked.ids], sampling, eos=asked.eos, **options):
         token = step[0]
@@ -139,15 +151,12 @@ def _separate(prompts: Sequence[Any] | Prompt) -> list[Prompt]:
     return [prompts] if prompts and isinstance(prompts[0], Mapping) else list(prompts)  # type: ignore[list-item]
 
 
-def _settings(max_tokens: int, temperature: float, sampling: dict[str, Any]) -> Sampling:
-    unknown = sampling.keys() - Sampling.__dataclass_fields__.keys()
-    if unknown:
-        known = ", ".join(sorted(Sampling.__dataclass_fields__.keys() | {"stop", "seed", "generator", "int8", "template"}))
-        raise ValueError(f"generate knows no {', '.join(map(repr, sorted(unknown)))}; its settings are {known}")
-    return Sampling(max_tokens=max_tokens, temperature=temperature, **sampling)
+def _no_int8(model: Model, int8: bool) -> None:
+    if int8:
+        raise ValueError(f"int8 weights are for models that write from left to right, and {model.source or 'this one'} fills in masks")
 
 
-def _room(model: Model, asked: Sequence[Asked], sampling: Sampling) -> None:
+def _room(model: Model, asked: Sequence[Asked], sampling: Sampling | Unmasking) -> None:
     """Refuses before the first token what would not fit into the model's positions."""
     positions = getattr(model.net, "config", None) and getattr(model.net.config, "positions", None)  # foreign nets know their own limit
     for i, question in enumerate(asked):
