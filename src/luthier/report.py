@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, StrictUndefined
 
 from luthier.report_page import PAGE
 from luthier.training.log import read
@@ -53,6 +52,8 @@ def page(folder: Path) -> str:
 
 def render(name: str, **parts: Any) -> str:
     """The page with these parts of it; the others are left out."""
+    from jinja2 import Environment, StrictUndefined  # here: comparing borrows the words for numbers, and has no time for it
+
     empty = {"recipe": [], "cards": [], "curve": None, "figures": [], "samples": [], "config": "", "manifest": []}
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(PAGE)
     return page.render(name=name, **{**empty, **parts})
@@ -65,6 +66,8 @@ def read_json(path: Path, missing: Any) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
 
 
 def recipe(config: str) -> list[tuple[str, str]]:

@@ -8,12 +8,12 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Any
 
 from luthier.config import RunFailed
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 NAME = "metrics.jsonl"
 
@@ -44,7 +44,10 @@ def cut(path: Path, step: int) -> None:
 class Log:
     """A context that shows and records a run of `steps` steps, of which `done` are behind."""
 
-    def __init__(self, folder: Path, steps: int, done: int = 0, tensorboard: bool = False, console: Console | None = None) -> None:
+    def __init__(self, folder: Path, steps: int, done: int = 0, tensorboard: bool = False, console: "Console | None" = None) -> None:
+        from rich.console import Console  # here: reading finished runs needs no terminal
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         self.path, self.steps = folder / NAME, steps
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self.board = _board(folder, done) if tensorboard else None
