@@ -1,0 +1,1 @@
+"""Comparing: many runs side by side."""
