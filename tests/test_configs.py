@@ -38,7 +38,7 @@ SMALL = {
     "diffuse": [*TINY, "model.kv_heads=1"],
 }
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-SLOW = ("chat", "chat-bf16")  # 135 million parameters
+SLOW = ("chat", "chat-bf16", "rank")  # 135 million parameters
 
 
 def packaged(config: Run) -> None:

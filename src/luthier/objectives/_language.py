@@ -40,6 +40,17 @@ def token_loss(
     return Term(torch.stack(losses).sum(), len(label_M))  # type: ignore[arg-type]
 
 
+def token_losses(hidden: Tensor, heads: nn.ModuleDict, batch: Batch, term: str) -> Tensor:
+    """(M,) -log p of every label, for losses that weigh them by each other; a block's logits are made again in backward."""
+    head, label_M = _head(heads), batch.labels[term]
+    state_MD = head.transform(hidden[0, batch.at[term]])
+    losses = [
+        checkpoint(_label_losses, head.out, state, label, use_reentrant=False)
+        for state, label in zip(state_MD.split(BLOCK), label_M.split(BLOCK), strict=True)
+    ]
+    return torch.cat(losses)  # type: ignore[arg-type]
+
+
 def best_tokens(hidden: Tensor, heads: nn.ModuleDict, batch: Batch, term: str) -> list[list[int]]:
     """For each example the likeliest token at each of its labelled positions."""
     head, state_MD = _head(heads), hidden[0, batch.at[term]]
@@ -68,3 +79,7 @@ def _lead(state_MD: Tensor, out: nn.Linear, label_M: Tensor) -> Tensor:
 
 def _block_loss(out: nn.Module, state: Tensor, label: Tensor, share: Tensor, smoothing: float = 0.0) -> Tensor:
     return (F.cross_entropy(wide(out(state)), label, reduction="none", label_smoothing=smoothing) * share).sum()
+
+
+def _label_losses(out: nn.Module, state: Tensor, label: Tensor) -> Tensor:
+    return F.cross_entropy(wide(out(state)), label, reduction="none")

@@ -4,7 +4,7 @@ The decoder reads the start token and the target and learns, at every position, 
 smoothing e the wanted distribution has 1 - e + e/V at the token and e/V elsewhere (Szegedy et al. 2015, arXiv:1512.00567, section 7).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +14,7 @@ from luthier.data.stream import Sample
 from luthier.objectives._batch import Batch, Example, Reading, Term
 from luthier.objectives._language import best_tokens, token_loss
 from luthier.objectives._objective import Objective
+from luthier.objectives._pairs import in_targets, pair_inputs, start_of
 from luthier.sources.model import Model
 
 
@@ -54,11 +55,7 @@ class Translate(Objective):
         return [Example(ids, {"lm": at}, {"lm": target}, lengths=(len(source), len(target)), reference=target)]
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        written_N = is_target(batch)
-        return {
-            "ids": batch.ids[:, ~written_N], "lengths": batch.lengths[::2],
-            "decoder_ids": batch.ids[:, written_N], "decoder_lengths": batch.lengths[1::2],
-        }  # fmt: skip
+        return pair_inputs(batch)
 
     def loss(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> dict[str, Term]:
         smoothing = self.smoothing if torch.is_grad_enabled() else 0.0
@@ -66,21 +63,3 @@ class Translate(Objective):
 
     def predict(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> list[list[int]]:
         return best_tokens(hidden, heads, in_targets(batch), "lm")
-
-
-def start_of(model: Model) -> int:
-    """The token before every target."""
-    net: Any = model.net  # an EncoderDecoder or a Foreign one
-    return net.start
-
-
-def is_target(batch: Batch) -> Tensor:
-    """(N,) bool: sources and targets follow each other in turn."""
-    lengths = torch.tensor(batch.lengths, device=batch.ids.device)
-    return (torch.arange(len(lengths), device=lengths.device) % 2 == 1).repeat_interleave(lengths)
-
-
-def in_targets(batch: Batch) -> Batch:
-    """The same batch with positions counted in the targets alone, as the decoder's states are."""
-    place_N = is_target(batch).cumsum(0) - 1
-    return replace(batch, at={term: place_N[at] for term, at in batch.at.items()})
