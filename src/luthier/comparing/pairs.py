@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from luthier import lookup
-from luthier.comparing.read import Cell
+from luthier.comparing.read import Outcome
 from luthier.comparing.statistics import FEWEST, Against, drawn_against, mean_against
 
 CLOSE = 2e-3  # as far as the figure worked out again from the rows may lie from the reported one, of the figure or of 1
@@ -81,7 +81,7 @@ def mean(side: Sequence[Scored], row: int) -> float:
     return sum(found.values[row] for found in side) / len(side)  # type: ignore[index]
 
 
-def scored(cell: Cell, metric: str) -> Scored | str:
+def scored(cell: Outcome, metric: str) -> Scored | str:
     """A run's rows under a metric, or why they cannot be had."""
     try:
         lines = cell.predictions()
@@ -107,7 +107,7 @@ def by_loss(lines: Sequence[dict[str, Any]], split: str) -> Scored | str:
     return Scored(split, len(lines), values, weights if len(set(weights)) > 1 else None)  # type: ignore[arg-type]
 
 
-def by_measure(cell: Cell, lines: Sequence[dict[str, Any]], split: str, metric: str) -> Scored | str:
+def by_measure(cell: Outcome, lines: Sequence[dict[str, Any]], split: str, metric: str) -> Scored | str:
     """With the run's measure that makes the figure: row by row where the mean over rows is the figure."""
     try:
         made = measures(cell)
@@ -130,7 +130,7 @@ def by_measure(cell: Cell, lines: Sequence[dict[str, Any]], split: str, metric: 
     return f"{metric} cannot be worked out again from predictions.jsonl"
 
 
-def measures(cell: Cell) -> list[Measure]:
+def measures(cell: Outcome) -> list[Measure]:
     """The measures of a run's `evaluation`, made again."""
     found = []
     for folder in cell.settings.get("plugins") or ():
@@ -141,7 +141,7 @@ def measures(cell: Cell) -> list[Measure]:
     return found
 
 
-def held_out(cell: Cell, rows: int) -> str:
+def held_out(cell: Outcome, rows: int) -> str:
     """What decides which rows a run held out: the files, and where a share or a number of rows is drawn from them, the seed."""
     data, hashes = cell.settings.get("data") or {}, cell.manifest.get("data") or {}
     if isinstance(data.get("held_out"), str):

@@ -28,7 +28,7 @@ APART = (
 
 
 @dataclass(frozen=True)
-class Cell:
+class Outcome:
     """One run: a method with one seed. point: its place on a grid's further axes; error: the sentence of one that failed."""
 
     method: str
@@ -64,7 +64,7 @@ class Cell:
 class Found:
     """What the folders hold: cells in the order given, the failed ones among them. waiting: cells of a grid that have not run yet."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[Outcome, ...]
     waiting: tuple[str, ...] = ()
     metric: str | None = None
     budget: Any = None
@@ -94,7 +94,7 @@ def read(folders: Sequence[str | Path]) -> Found:
     )
 
 
-def read_run(folder: Path) -> Cell:
+def read_run(folder: Path) -> Outcome:
     """The run of a folder, not named yet."""
     if not folder.exists():
         raise FileNotFoundError(f"{folder}: no such folder")
@@ -111,7 +111,7 @@ def read_run(folder: Path) -> Cell:
         raise ValueError(f'{folder / "result.json"}: "after" must hold figures by name, got {result["after"]!r}')
     settings = read_settings(folder / "config.yaml")
     seed = settings.get("seed")
-    return Cell("", seed if isinstance(seed, int) else None, folder, settings=settings, manifest=manifest, result=result)
+    return Outcome("", seed if isinstance(seed, int) else None, folder, settings=settings, manifest=manifest, result=result)
 
 
 def read_grid(folder: Path) -> Found:
@@ -131,11 +131,11 @@ def read_grid(folder: Path) -> Found:
             try:
                 cells.append(replace(read_run(path), **names, **found))
             except (ValueError, OSError) as error:
-                cells.append(Cell(folder=path, error=str(error), **names, **found))
+                cells.append(Outcome(folder=path, error=str(error), **names, **found))
         elif each["state"] == "failed":
-            cells.append(Cell(folder=path, error=str(each.get("error") or "no reason was written down"), **names, **found))
+            cells.append(Outcome(folder=path, error=str(each.get("error") or "no reason was written down"), **names, **found))
         else:
-            waiting.append(f"{Cell(folder=path, **names).name}, seed {each.get('seed')}")
+            waiting.append(f"{Outcome(folder=path, **names).name}, seed {each.get('seed')}")
     metric = grid.get("metric")
     return Found(tuple(cells), tuple(waiting), str(metric) if metric else None, grid.get("budget"))
 
@@ -159,7 +159,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def name_runs(runs: Sequence[Cell]) -> list[str]:
+def name_runs(runs: Sequence[Outcome]) -> list[str]:
     """A method's name for each run: its folder's; runs that differ in the seed alone share what their folders' names begin with."""
     groups = alike(runs)
     names = [stem([runs[i].folder.resolve().name for i in members]) or brief(runs[members[0]].settings.get("tuning")) for members in groups]
@@ -171,7 +171,7 @@ def name_runs(runs: Sequence[Cell]) -> list[str]:
     return found
 
 
-def alike(runs: Sequence[Cell]) -> list[list[int]]:
+def alike(runs: Sequence[Outcome]) -> list[list[int]]:
     """Numbers of the runs with the same settings and different seeds."""
     groups: dict[str, list[int]] = {}
     for i, run in enumerate(runs):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.comparing.pairs import Scored, against, scored
-from luthier.comparing.read import Cell, Found, brief
+from luthier.comparing.read import Found, Outcome, brief
 from luthier.comparing.statistics import Against, Spread, spread
 from luthier.report import FALLS, number
 
@@ -16,7 +16,7 @@ class Method:
     """One method, its seeds together. What a run does not tell is None."""
 
     name: str
-    cells: tuple[Cell, ...]
+    cells: tuple[Outcome, ...]
     figures: Mapping[str, Spread]  # on the held-out rows; "loss" is one of them
     trained: int | None  # parameters
     parameters: int | None
@@ -48,7 +48,7 @@ class Comparison:
     methods: tuple[Method, ...]
     metric: str | None
     first: str
-    failed: tuple[Cell, ...] = ()
+    failed: tuple[Outcome, ...] = ()
     waiting: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     budget: Any = None
@@ -64,7 +64,7 @@ def compare(found: Found, metric: str | None = None) -> Comparison:
 
     ValueError where no run has the metric that was asked for.
     """
-    groups: dict[str, list[Cell]] = {}
+    groups: dict[str, list[Outcome]] = {}
     for cell in found.cells:
         groups.setdefault(cell.name, []).append(cell)
     done = [cell for cell in found.cells if cell.error is None]
@@ -85,7 +85,7 @@ def compare(found: Found, metric: str | None = None) -> Comparison:
     return Comparison(tuple(methods), metric, first, failed, found.waiting, tuple(notes), found.budget)
 
 
-def choose(cells: Sequence[Cell], metric: str | None, asked: bool) -> tuple[str | None, list[str]]:
+def choose(cells: Sequence[Outcome], metric: str | None, asked: bool) -> tuple[str | None, list[str]]:
     """The figure to compare by, and what is to be said about it."""
     figures = [cell.figures for cell in cells]
     known = list(dict.fromkeys(name for each in figures for name in each))
@@ -105,12 +105,12 @@ def choose(cells: Sequence[Cell], metric: str | None, asked: bool) -> tuple[str 
     return metric, [f"Without {metric}: {', '.join(left_out)}."] if left_out else []
 
 
-def tasks(cells: Sequence[Cell]) -> set[tuple[str, str]]:
+def tasks(cells: Sequence[Outcome]) -> set[tuple[str, str]]:
     """(objective, data) that the runs were measured on; rows drawn anew for each seed are of one task."""
     return {(brief(cell.settings.get("objective")), source(cell)) for cell in cells if cell.settings}
 
 
-def source(cell: Cell) -> str:
+def source(cell: Outcome) -> str:
     data = cell.settings.get("data") or {}
     kept = data.get("held_out")
     paths = [kept] if isinstance(kept, str) else [each.get("path") if isinstance(each, dict) else each for each in listed(data.get("path"))]
@@ -122,14 +122,14 @@ def listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def differ(cells: Sequence[Cell]) -> str:
+def differ(cells: Sequence[Outcome]) -> str:
     """The sentence about runs of several tasks."""
     objectives = sorted({brief(cell.settings.get("objective")) for cell in cells if cell.settings})
     what = f"different objectives ({', '.join(objectives)})" if len(objectives) > 1 else "different held-out data"
     return f"These runs have {what}: their figures do not measure the same thing; sizes, memory and speed can be compared."
 
 
-def method(name: str, cells: Sequence[Cell]) -> Method:
+def method(name: str, cells: Sequence[Outcome]) -> Method:
     kinds = list(dict.fromkeys(kind for cell in cells for kind in cell.figures))
     return Method(
         name,
@@ -155,7 +155,7 @@ def tested(method: Method, first: Method, rows: Mapping[int, Scored | str]) -> M
     return Method(**{**vars(method), **told})
 
 
-def largest(cells: Sequence[Cell], of: Callable[[Cell], Any]) -> float | None:
+def largest(cells: Sequence[Outcome], of: Callable[[Outcome], Any]) -> float | None:
     return max((value for cell in cells if (value := number(of(cell))) is not None), default=None)
 
 
@@ -168,13 +168,13 @@ def average(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def speed(cell: Cell) -> float | None:
+def speed(cell: Outcome) -> float | None:
     """Tokens trained on in a second, evaluations not counted."""
     tokens, time_s = number(cell.result.get("tokens")), number(cell.result.get("time_s"))
     return tokens / time_s if tokens and time_s else None
 
 
-def artefact_bytes(cell: Cell) -> float | None:
+def artefact_bytes(cell: Outcome) -> float | None:
     """Of adapter/ or model/ on disk; counted here for runs that did not write it down."""
     if (written := number(cell.result.get("artefact_bytes"))) is not None:
         return written
@@ -182,7 +182,7 @@ def artefact_bytes(cell: Cell) -> float | None:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else None
 
 
-def latency(cells: Sequence[Cell]) -> dict[str, float]:
+def latency(cells: Sequence[Outcome]) -> dict[str, float]:
     told = [cell.result["latency"] for cell in cells if isinstance(cell.result.get("latency"), dict)]
     means = {how: average([number(each.get(how)) for each in told]) for how in ("base", "unmerged", "merged")}
     return {how: value for how, value in means.items() if value is not None}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from luthier.comparing.read import Cell, word
+from luthier.comparing.read import word
 from luthier.comparing.statistics import Against, Spread
 from luthier.comparing.summary import Comparison, Method
 from luthier.report import count, signed
@@ -61,6 +61,8 @@ def columns(found: Comparison) -> list[Column]:
         Column("merged", "the same after merging", lambda m: time_text(m.added("merged"))),
         Column("chosen", "found by the search, on validation rows", chosen_text),
     ]  # fmt: skip
+    same = len({len(each.cells) for each in found.methods}) == 1
+    made = [column for column in made if column.short != "seeds" or not same]
     return [column for column in made if any(column.text(each) not in (NONE, "") for each in found.methods)]
 
 
@@ -90,19 +92,23 @@ def p_text(value: Against | None) -> str:
 
 
 def share_text(value: float | None) -> str:
-    return NONE if value is None else f"{100 * value:.2g} %"
+    return NONE if value is None else f"{100 * value:{'.0f' if value >= 0.1 else '.2g'}} %"
 
 
 def bytes_text(value: float | None) -> str:
     if value is None:
         return NONE
-    size, unit = next(((size, unit) for size, unit in ((2**30, "GB"), (2**20, "MB"), (2**10, "kB")) if value >= size), (1, "B"))
+    if value >= 1000 * 2**20:
+        return f"{value / 2**30:{'.2f' if value < 10 * 2**30 else '.1f'}} GB"
+    size, unit = next(((size, unit) for size, unit in ((2**20, "MB"), (2**10, "kB")) if value >= size), (1, "B"))
     return f"{value / size:.3g} {unit}"
 
 
 def time_text(added_s: float | None) -> str:
     if added_s is None:
         return NONE
+    if not added_s:
+        return "0"
     scale, unit = next(((scale, unit) for scale, unit in ((1, "s"), (1e3, "ms"), (1e6, "µs")) if abs(added_s) * scale >= 1), (1e9, "ns"))
     return f"{signed(added_s * scale, '.2g' if abs(added_s) * scale < 100 else '.0f')} {unit}"
 
@@ -117,25 +123,30 @@ def chosen_text(method: Method) -> str:
 def terminal(found: Comparison, width: int = 80, bold: bool = False) -> str:
     """Aligned columns, in as many blocks below each other as the width asks for; then failures and notes."""
     parts = blocks(found, width, bold) if found.methods else []
-    told = [f"{title(cell)} failed: {cell.error}" for cell in found.failed]
-    told += [f"not run yet: {', '.join(found.waiting)}"] if found.waiting else []
+    told = [f"{names} failed: {error}" for names, error in failures(found)]
+    told += [f"Not run yet: {', '.join(found.waiting)}."] if found.waiting else []
     told += [*found.notes, *legend(found)]
     if told:
         parts.append("\n".join(textwrap.fill(line, max(width, 40), subsequent_indent="  ", break_on_hyphens=False) for line in told))
     return "\n\n".join(parts)
 
 
-def title(cell: Cell) -> str:
-    return cell.name if cell.seed is None else f"{cell.name}, seed {cell.seed}"
+def failures(found: Comparison) -> list[tuple[str, str]]:
+    """(methods with their seeds, the sentence); what failed alike stands together."""
+    seeds: dict[tuple[str, str], list[str]] = {}
+    for cell in found.failed:
+        seeds.setdefault((cell.name, cell.error or ""), []).append(str(cell.seed))
+    return [(f"{name}, seed{'s' if len(known) > 1 else ''} {', '.join(known)}", error) for (name, error), known in seeds.items()]
 
 
 def legend(found: Comparison) -> list[str]:
     """What the columns mean, where they do not say it themselves."""
     rows = next((each.against.rows for each in found.methods if each.against), None)
-    parts = ["± is the standard error over seeds"] if any(len(each.cells) > 1 for each in found.methods) and found.metric else []
+    most = max((len(each.cells) for each in found.methods), default=0)
+    parts = [f"± is the standard error over {most} seeds"] if most > 1 and found.metric else []
     parts += [f"vs {found.first}: [95 %] and p of a paired bootstrap over {rows:,} held-out rows"] if rows else []
     base = next((each.latency["base"] for each in found.methods if each.added("unmerged") is not None), None)
-    parts += [f"added, merged: what a token takes longer than with the base ({time_text(base)[1:]})"] if base else []
+    parts += [f"added, merged: what a token takes longer than with the base ({time_text(base).lstrip('+')})"] if base else []
     return ["; ".join(parts)] if parts else []
 
 

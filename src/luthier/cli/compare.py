@@ -1,0 +1,47 @@
+"""Compare tuning methods: run a grid of them over one base, or put finished runs side by side."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare(
+    what: Annotated[
+        list[str], typer.Argument(metavar="GRID | RUN ...", help="a grid file and settings on top, or folders", show_default=False)
+    ],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a grid: finished cells stay, half ones continue.")] = False,
+    metric: Annotated[str, typer.Option(help="of finished runs: what they are sorted and tested by", show_default=False)] = "",
+    report: Annotated[Path | None, typer.Option(help="of finished runs: write the tables and report.html here", show_default=False)] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+) -> None:
+    """Run every cell of a grid (YAML) and compare them, or compare the folders of finished runs and grids.
+
+    A grid's folder takes cells/, grid.json, table.json, table.csv, table.tex and report.html.
+    """
+    from shutil import get_terminal_size
+
+    from luthier.comparing import table
+
+    if Path(what[0]).suffix in (".yaml", ".yml"):
+        if metric or report:
+            raise ValueError("--metric and --report are for finished runs; a grid has `metric` and `output` in its file")
+        from luthier.comparing.grid import read_grid
+
+        read_grid(what[0], what[1:])  # first: mistakes are told before torch is imported
+        from luthier.comparing.runner import compare as run
+
+        found = run(what[0], resume, what[1:])
+    else:
+        from luthier.comparing.page import write
+        from luthier.comparing.read import read
+        from luthier.comparing.summary import compare as compared
+
+        if resume:
+            raise ValueError("--resume is for a grid; name its YAML file")
+        found = compared(read(what), metric or None)
+        if report is not None:
+            write(report, found)
+    width, terminal = get_terminal_size().columns, sys.stdout.isatty()
+    typer.echo(table.as_json(found) if json else table.terminal(found, width, terminal))
