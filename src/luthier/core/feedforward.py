@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luthier.core import native
 from luthier.core.fan import fan
 from luthier.core.recall import by_hand, remember
 
@@ -75,8 +76,9 @@ def gated(act: Act, gate: Tensor, up: Tensor) -> Tensor:
     if not by_hand(gate, up):
         return act(gate) * up if torch.is_grad_enabled() else act(gate).mul_(up)
     left, right = gate.detach(), up.detach()
-    made = _SwiGLU.apply(gate, up) if act is F.silu else act(gate) * up
-    return remember(made, lambda: act(left) * right)
+    if act is F.silu:
+        return remember(_SwiGLU.apply(gate, up), lambda: _swiglu(left, right))
+    return remember(act(gate) * up, lambda: act(left) * right)
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -85,14 +87,20 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate: Tensor, up: Tensor):  # type: ignore[override]
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        return _swiglu(gate, up)
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         gate, up = ctx.saved_tensors
+        if native.usable(gate, up, grad):
+            return native.swiglu_backward(gate, up, grad)
         both = grad.new_empty(*grad.shape[:-1], 2 * grad.shape[-1])
         grad_gate, grad_up = both.chunk(2, -1)
         torch.mul(grad, up, out=grad_up)
         torch.ops.aten.silu_backward.grad_input(grad_up, gate, grad_input=grad_gate)
         torch.mul(grad, F.silu(gate), out=grad_up)
         return grad_gate, grad_up
+
+
+def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    return native.swiglu(gate, up) if native.usable(gate, up) else F.silu(gate).mul_(up)

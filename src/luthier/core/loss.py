@@ -6,6 +6,8 @@ N labelled positions, D width, V vocabulary
 import torch
 from torch import Tensor
 
+from luthier.core import native
+
 BLOCK = 256  # positions at a time: their logits stay in reach of the cache and small beside the model
 
 
@@ -20,27 +22,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight_VD, dtype=wide) if wants_weight else None
         grad_bias = torch.zeros_like(bias_V, dtype=wide) if wants_bias and bias_V is not None else None
         total = hidden_ND.new_zeros((), dtype=wide)
+        wanted = wants_hidden or wants_weight or wants_bias
         # Written over block after block: fresh memory of that size costs a good part of the product that fills it.
-        rows = min(BLOCK, len(label_N))
-        product = hidden_ND.new_empty(rows, len(weight_VD))
-        score, share = (product.new_empty(product.shape, dtype=wide) for _ in range(2))
+        product = hidden_ND.new_empty(min(BLOCK, len(label_N)), len(weight_VD))
+        at_once = not wants_bias and native.usable(product)
+        score, share = (product.new_empty((0,) if at_once else product.shape, dtype=wide) for _ in range(2))
         for start in range(0, len(label_N), BLOCK):
-            block_ND, label = hidden_ND[start : start + BLOCK], label_N[start : start + BLOCK, None]
+            block_ND, label = hidden_ND[start : start + BLOCK], label_N[start : start + BLOCK]
+            part = None if share_N is None else share_N[start : start + BLOCK]
             y, z, p = (buffer[: len(block_ND)] for buffer in (product, score, share))
             torch.mm(block_ND, weight_VD.T, out=y)
-            z.copy_(y if bias_V is None else y + bias_V)
-            torch.softmax(z, -1, out=p)
-            top, where = z.max(-1, keepdim=True)
-            # log(sum exp z) = max z - log(max p), and max p is at least 1/V, never too small to hold
-            losses = top - p.gather(1, where).log() - z.gather(1, label)
-            part = None if share_N is None else share_N[start : start + BLOCK, None]
+            if at_once:
+                losses, error = native.cross_entropy_(y if bias_V is None else y.add_(bias_V), label, part, wanted), y
+            else:
+                losses = _softmax(y if bias_V is None else y + bias_V, label, z, p)
+                error = _error(y, p, label, part) if wanted else y
             total += losses.sum() if part is None else (losses * part).sum()
-            if not (wants_hidden or wants_weight or wants_bias):
+            if not wanted:
                 continue
-            p.scatter_add_(1, label, p.new_full(label.shape, -1.0))
-            if part is not None:
-                p *= part
-            error = p if y.dtype == wide else y.copy_(p)
             if grad_hidden is not None:
                 torch.mm(error, weight_VD, out=grad_hidden[start : start + BLOCK])
             if grad_weight is not None:
@@ -65,6 +64,22 @@ def linear_cross_entropy(
     first. share (N): what each position's loss is multiplied by. Peak memory is a block of logits instead of (N, V). Not twice differentiable.
     """
     return _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias_V, label_N, share_N)
+
+
+def _softmax(y: Tensor, label_N: Tensor, z: Tensor, p: Tensor) -> Tensor:
+    """The losses (N,); z becomes the logits in the wide dtype, p their softmax."""
+    torch.softmax(z.copy_(y), -1, out=p)
+    top, where = z.max(-1, keepdim=True)
+    # log(sum exp z) = max z - log(max p), and max p is at least 1/V, never too small to hold
+    return (top - p.gather(1, where).log() - z.gather(1, label_N[:, None])).squeeze(1)
+
+
+def _error(y: Tensor, p: Tensor, label_N: Tensor, share_N: Tensor | None) -> Tensor:
+    """share * (softmax - onehot), in p and in the logits' dtype."""
+    p.scatter_add_(1, label_N[:, None], p.new_full((len(label_N), 1), -1.0))
+    if share_N is not None:
+        p *= share_N[:, None]
+    return p if y.dtype == p.dtype else y.copy_(p)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from luthier.core import native
 from luthier.core.recall import by_hand, remember
 
 
@@ -36,6 +37,8 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         x, weight = ctx.saved_tensors
+        if not ctx.needs_input_grad[1] and x.is_contiguous() and native.usable(x, weight, grad):
+            return native.rms_norm_backward(x, weight, grad, ctx.eps), None, None
         x_wide, grad_wide = _widened(x), _widened(grad)
         scale = _scale(x_wide, ctx.eps)
         unit = x_wide * scale
@@ -47,6 +50,8 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    if x.is_contiguous() and native.usable(x, weight):
+        return native.rms_norm(x, weight, eps)
     wide = _widened(x)
     return (wide * _scale(wide, eps)).mul_(weight).to(x.dtype)
 

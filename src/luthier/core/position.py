@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from luthier.core import native
 from luthier.core.recall import by_hand
 from luthier.core.scaling import Scaling
 
@@ -84,11 +85,14 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         cos, sin = ctx.saved_tensors
-        return _turn(grad, cos, -sin, ctx.interleaved), None, None, None
+        return _turn(grad, cos, sin, ctx.interleaved, -1.0), None, None, None
 
 
-def _turn(x_BHTK: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, interleaved: bool) -> Tensor:
-    cos, sin = cos_BTR[:, None], sin_BTR[:, None]
+def _turn(x_BHTK: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, interleaved: bool, sign: float = 1.0) -> Tensor:
+    """Turned by the angles, or back where sign is -1."""
+    if not interleaved and x_BHTK.dim() == 4 and native.usable(x_BHTK, cos_BTR, sin_BTR):
+        return native.rotate(x_BHTK, cos_BTR, sin_BTR, sign)
+    cos, sin = cos_BTR[:, None], sin_BTR[:, None] * sign
     if torch.compiler.is_compiling():
         return _turn_plainly(x_BHTK, cos, sin, interleaved)
     turned = torch.empty(x_BHTK.shape, dtype=x_BHTK.dtype, device=x_BHTK.device)

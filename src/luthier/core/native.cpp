@@ -1,0 +1,163 @@
+// The small operators between a training step's products, each in one pass over memory, for float and bfloat16 on a CPU.
+//
+// core/native.py compiles and calls this file where there is a compiler; what each function replaces, in torch's operators, stands beside
+// its caller and is its oracle (tests/core/test_native.py). Sums are float. Rows are independent, so the number of threads changes no bit.
+//
+// N rows, D width, F hidden width, V vocabulary; strides count elements.
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+using Int = std::ptrdiff_t;
+struct bfloat16 { uint16_t bits; };
+
+static inline float get(float x) { return x; }
+static inline float get(bfloat16 x) { uint32_t wide = uint32_t(x.bits) << 16; float y; std::memcpy(&y, &wide, 4); return y; }
+static inline void put(float &y, float x) { y = x; }
+static inline void put(bfloat16 &y, float x) {  // to the nearest, ties to even; what is no number stays none
+  uint32_t wide; std::memcpy(&wide, &x, 4);
+  uint32_t rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
+  y.bits = uint16_t(x == x ? rounded : 0x7fc0);
+}
+
+// exp(x) within 2e-7 of itself, without a branch, so that compilers make vectors of it: 2^n e^r with |r| <= ln(2)/2, e^r by Cephes' polynomial.
+static inline float exponential(float x) {
+  float n = std::floor(x * 1.44269504f + 0.5f);
+  float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  float low = 200.0f < n ? 200.0f : n;
+  float kept = -200.0f > low ? -200.0f : low;
+  int32_t power = int32_t(kept);
+  power = power < -127 ? -127 : power;  // 2^-127 is written 0, and 2^128 is infinity
+  power = power > 128 ? 128 : power;
+  int32_t bits = (power + 127) << 23;
+  float scale; std::memcpy(&scale, &bits, 4);
+  return (x != x || (n > -127.0f && n < 128.0f)) ? p * scale : scale;  // beyond, p means nothing
+}
+
+#define ROWS _Pragma("omp parallel for num_threads(threads) if (threads > 1)") for (Int n = 0; n < N; n++)
+#define EACH _Pragma("omp simd")
+
+// y = x / sqrt(mean(x^2) + eps) * w
+template <class T> static void rms_norm(const T *x, const T *w, T *y, Int N, Int D, float eps, int threads) {
+  ROWS {
+    const T *__restrict from = x + n * D;
+    T *__restrict to = y + n * D;
+    float squares = 0;
+    _Pragma("omp simd reduction(+ : squares)") for (Int d = 0; d < D; d++) { float v = get(from[d]); squares += v * v; }
+    float scale = 1.0f / std::sqrt(squares / D + eps);
+    EACH for (Int d = 0; d < D; d++) put(to[d], get(from[d]) * scale * get(w[d]));
+  }
+}
+
+// With s the scale above: dx = s (w g) - x s^3 mean(x w g)
+template <class T> static void rms_norm_backward(const T *x, const T *w, const T *grad, T *grad_x, Int N, Int D, float eps, int threads) {
+  ROWS {
+    const T *__restrict from = x + n * D;
+    const T *__restrict g = grad + n * D;
+    T *__restrict to = grad_x + n * D;
+    float squares = 0, share = 0;
+    _Pragma("omp simd reduction(+ : squares, share)") for (Int d = 0; d < D; d++) {
+      float v = get(from[d]);
+      squares += v * v;
+      share += v * get(g[d]) * get(w[d]);
+    }
+    float scale = 1.0f / std::sqrt(squares / D + eps);
+    float back = share / D * scale * scale * scale;
+    EACH for (Int d = 0; d < D; d++) put(to[d], get(g[d]) * get(w[d]) * scale - get(from[d]) * back);
+  }
+}
+
+// y = silu(gate) up
+template <class T> static void swiglu(const T *gate, Int gate_row, const T *up, Int up_row, T *y, Int N, Int F, int threads) {
+  ROWS {
+    const T *__restrict a = gate + n * gate_row;
+    const T *__restrict b = up + n * up_row;
+    T *__restrict to = y + n * F;
+    EACH for (Int f = 0; f < F; f++) { float v = get(a[f]); put(to[f], v / (1.0f + exponential(-v)) * get(b[f])); }
+  }
+}
+
+// The gradients of gate and up side by side, (N, 2F)
+template <class T>
+static void swiglu_backward(const T *gate, Int gate_row, const T *up, Int up_row, const T *grad, T *both, Int N, Int F, int threads) {
+  ROWS {
+    const T *__restrict a = gate + n * gate_row;
+    const T *__restrict b = up + n * up_row;
+    const T *__restrict g = grad + n * F;
+    T *__restrict to_gate = both + n * 2 * F;
+    T *__restrict to_up = to_gate + F;
+    EACH for (Int f = 0; f < F; f++) {
+      float v = get(a[f]), of_y = get(g[f]), s = 1.0f / (1.0f + exponential(-v));
+      put(to_up[f], of_y * v * s);
+      put(to_gate[f], of_y * get(b[f]) * s * (1.0f + v * (1.0f - s)));
+    }
+  }
+}
+
+// loss[n] = log sum exp z_n - z_n[label]; z becomes share (softmax z - onehot) where a gradient is wanted
+template <class T>
+static void cross_entropy(T *z, const int64_t *label, const float *share, float *loss, Int N, Int V, int wanted, int threads) {
+  ROWS {
+    T *__restrict row = z + n * V;
+    float top = get(row[0]), sum = 0;
+    _Pragma("omp simd reduction(max : top)") for (Int v = 0; v < V; v++) { float x = get(row[v]); top = x > top ? x : top; }
+    _Pragma("omp simd reduction(+ : sum)") for (Int v = 0; v < V; v++) sum += exponential(get(row[v]) - top);
+    float own = get(row[label[n]]);
+    loss[n] = top - own + std::log(sum);
+    if (!wanted) continue;
+    float part = share ? share[n] : 1.0f, scale = part / sum;
+    EACH for (Int v = 0; v < V; v++) put(row[v], exponential(get(row[v]) - top) * scale);
+    put(row[label[n]], exponential(own - top) * scale - part);
+  }
+}
+
+// Pairs (i, i + R/2) of the first R of K dimensions turned by the angles of position t, backwards where sign is -1; the rest stays.
+// x (B, H, T, K) by its strides, y the same contiguous; cos and sin (B or 1, T, R/2)
+template <class T>
+static void rotate(const T *x, Int batch, Int head, Int time, const T *cosine, const T *sine, Int angles, T *y, Int B, Int H, Int L, Int K, Int R,
+                   float sign, int threads) {
+  Int N = B * H * L;
+  ROWS {
+    Int t = n % L, h = n / L % H, b = n / L / H;
+    const T *__restrict from = x + b * batch + h * head + t * time;
+    const T *__restrict c = cosine + b * angles + t * (R / 2);
+    const T *__restrict s = sine + b * angles + t * (R / 2);
+    T *__restrict to = y + n * K;
+    EACH for (Int r = 0; r < R / 2; r++) {
+      float left = get(from[r]), right = get(from[r + R / 2]), cos = get(c[r]), sin = sign * get(s[r]);
+      put(to[r], left * cos - right * sin);
+      put(to[r + R / 2], right * cos + left * sin);
+    }
+    for (Int k = R; k < K; k++) to[k] = from[k];
+  }
+}
+
+#define EXPORT(NAME, T)                                                                                                                      \
+  extern "C" {                                                                                                                               \
+  void rms_norm_##NAME(const T *x, const T *w, T *y, Int N, Int D, float eps, int t) { rms_norm(x, w, y, N, D, eps, t); }                      \
+  void rms_norm_backward_##NAME(const T *x, const T *w, const T *g, T *y, Int N, Int D, float eps, int t) {                                   \
+    rms_norm_backward(x, w, g, y, N, D, eps, t);                                                                                             \
+  }                                                                                                                                          \
+  void swiglu_##NAME(const T *a, Int ra, const T *b, Int rb, T *y, Int N, Int F, int t) { swiglu(a, ra, b, rb, y, N, F, t); }                  \
+  void swiglu_backward_##NAME(const T *a, Int ra, const T *b, Int rb, const T *g, T *y, Int N, Int F, int t) {                                \
+    swiglu_backward(a, ra, b, rb, g, y, N, F, t);                                                                                            \
+  }                                                                                                                                          \
+  void cross_entropy_##NAME(T *z, const int64_t *y, const float *s, float *l, Int N, Int V, int wanted, int t) {                              \
+    cross_entropy(z, y, s, l, N, V, wanted, t);                                                                                              \
+  }                                                                                                                                          \
+  void rotate_##NAME(const T *x, Int sb, Int sh, Int st, const T *c, const T *s, Int sa, T *y, Int B, Int H, Int L, Int K, Int R, float sign, \
+                     int t) {                                                                                                                \
+    rotate(x, sb, sh, st, c, s, sa, y, B, H, L, K, R, sign, t);                                                                              \
+  }                                                                                                                                          \
+  }
+EXPORT(float32, float)
+EXPORT(bfloat16, bfloat16)
