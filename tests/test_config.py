@@ -48,7 +48,7 @@ class Settings:
     output: str
     model: Annotated[str | dict[str, Any], Shelf("models", key="arch", bare=False, extra=("tokenizer",))] = "somewhere"
     evaluation: Annotated[list[Any], Shelf("evaluation", many=True)] = field(default_factory=list)
-    tuning: Annotated[Any, Shelf("tuning", many=True, nest=("fuse",))] = "full"
+    tuning: Annotated[Any, Shelf("tuning", many=True, nest="tuning/_composition.py")] = "full"
     seed: int = 0
 """
 

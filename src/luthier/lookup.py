@@ -28,7 +28,7 @@ class Shelf:
     many: bool = False  # a list of sections is one too
     bare: bool = True  # a bare string is the plug-in's name; False: a string is something else (a source of weights)
     extra: tuple[str, ...] = ()  # keys of the section that are not the plug-in's own: `tokenizer`
-    nest: tuple[str, ...] = ()  # keys that hold a list of sections: `fuse`
+    nest: str = ""  # the file of sections that hold sections, one dataclass for each, its name the key that holds them: `fuse`
 
 
 def lookup(shelf: str, name: str) -> type:

@@ -19,6 +19,7 @@ from luthier.data.settings import Data
 from luthier.lookup import Shelf
 from luthier.training import folder as folders
 from luthier.training.settings import Training
+from luthier.tuning import _composition as composition
 
 if TYPE_CHECKING:
     from luthier.data.stream import Stream
@@ -37,7 +38,7 @@ class Run:
     objective: Annotated[Any, Shelf("objectives")]
     training: Training
     output: str  # the folder for everything the run writes
-    tuning: Annotated[Any, Shelf("tuning")] = "full"
+    tuning: Annotated[Any, Shelf("tuning", many=True, nest="tuning/_composition.py")] = "full"  # a list stacks methods
     evaluation: Annotated[tuple[Any, ...], Shelf("evaluation", many=True)] = ()  # measures, beside the held-out loss
     samples: int = 0  # held-out questions that are answered before and after
     seed: int = 0
@@ -202,7 +203,8 @@ def ask(folder: Path, when: str, config: Run, ready: Ready) -> None:
         return
     cut = [split(row["messages"]) for row in ready.stream.held_out[: config.samples]]
     samples = read_json(path, [{"prompt": asked, "reference": reference} for asked, reference in cut])
-    with evaluating(ready.model), lowered(ready.model.net, config.training.precision if when == "after" else "fp32"):
+    first = ready.attached.running()[0]  # of adapters in parallel, the first one answers
+    with first, evaluating(ready.model), lowered(ready.model.net, config.training.precision if when == "after" else "fp32"):
         answers = writer(ready)([asked for asked, _ in cut])
     folders.write_json(path, [{**sample, when: answer.strip()} for sample, answer in zip(samples, answers, strict=True)])
 
@@ -244,7 +246,9 @@ def summary(result: Result) -> dict[str, Any]:
 
 
 def make(shelf: str, value: Any) -> Any:
-    """The plug-in that a section names; one that is made already stays."""
+    """The plug-in that a section names; one that is made already stays. Methods of tuning may be several."""
+    if shelf == "tuning":
+        return composition.tree(value)
     return yaml.build_plug_in(shelf, value) if isinstance(value, str | Mapping) else value
 
 
@@ -252,6 +256,21 @@ def section(shelf: str, value: Any) -> dict[str, Any]:
     made = make(shelf, value)
     assert is_dataclass(made)
     assert not isinstance(made, type)
+def predict(folder: Path, config: Run, ready: Ready, answers: Sequence[str] = ()) -> None:
+    """predictions.jsonl: what the handed-over weights make of every held-out row. answers: what they wrote for them, if they did."""
+    from luthier.evaluation._predictions import predictions
+    from luthier.training.precision import lowered
+
+    if not ready.stream.held_out:
+        return
+    sizes = {"length": config.data.length, "micro_tokens": config.training.micro_tokens}
+    write = (lambda _: list(answers)) if answers else writer(ready)
+    writes = any(measure.of not in ("likelihood", ready.objective.predicts) for measure in ready.measures)
+    with ready.attached.running()[0], lowered(ready.model.net, config.training.precision):
+        rows = predictions(ready.model, ready.objective, ready.stream.held_out, **sizes, answer=write if writes else None)
+    folders.write_lines(folder / folders.PREDICTIONS, rows)
+
+
     return {"kind": type(made).__module__.rpartition(".")[2], **asdict(made)}
 
 
@@ -282,3 +301,5 @@ def size_of(net: Any) -> int:
 
     frozen = [module for module in net.modules() if isinstance(module, FrozenLinear)]
     return count(net.parameters()) + sum(module.in_features * module.out_features for module in frozen)
+    if shelf == "tuning":
+        return composition.plain(made)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.declaration import is_dataclass_node, parse, read
-from luthier.lookup import OBJECTIVES, Shelf, find, names, shelf_of, suggest
+from luthier.lookup import OBJECTIVES, ROOT, Shelf, find, names, shelf_of, suggest
 
 Address = tuple[str | int, ...]
 PLAIN = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "Path": "a path", "None": "nothing"}
@@ -174,13 +174,24 @@ def on_shelf(value: Any, shelf: Shelf, at: Address) -> Iterator[Mistake]:
     elif shelf.key in value:
         rest = {key: item for key, item in value.items() if key != shelf.key}
         yield from named(value[shelf.key], shelf, rest, at, (*at, shelf.key))
-    elif len(value) == 1 and (nest := next(iter(value))) in shelf.nest:
-        for i, item in enumerate(value[nest] if isinstance(value[nest], list) else [value[nest]]):
-            yield from on_shelf(item, shelf, (*at, nest, i))
+    elif node := next((key for key in value if key in nodes(shelf)), None):
+        yield from section(value, ROOT / shelf.nest, nodes(shelf)[node], at, ())
     else:
-        known = known_names(shelf)
         typo = next((key for key in value if "did you mean" in suggest(str(key), [shelf.key])), None)
-        yield Mistake((*at, typo) if typo else at, f"{spell(at)} needs the key {shelf.key!r}: {', '.join(known)}")
+        nested = next((key for key in value if "did you mean" in suggest(str(key), nodes(shelf))), None)
+        if nested and not typo:
+            yield Mistake((*at, nested), f"unknown key {nested!r} in {spell(at)}{suggest(str(nested), nodes(shelf))}")
+            return
+        others = f" (or one of {', '.join(nodes(shelf))}, with several in it)" if shelf.nest else ""
+        yield Mistake((*at, typo) if typo else at, f"{spell(at)} needs the key {shelf.key!r}: {', '.join(known_names(shelf))}{others}")
+
+
+def nodes(shelf: Shelf) -> dict[str, str]:
+    """Keys that hold several sections, and the class of such a section."""
+    if not shelf.nest:
+        return {}
+    classes = [node.name for node in parse(ROOT / shelf.nest).body if isinstance(node, ast.ClassDef) and is_dataclass_node(node)]
+    return {name.lower(): name for name in classes}
 
 
 def named(name: Any, shelf: Shelf, rest: dict[Any, Any], at: Address, at_name: Address) -> Iterator[Mistake]:

@@ -126,12 +126,12 @@ class Anatomy:
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """The names of all adapters there are."""
-        return tuple(dict.fromkeys(name for _, around in self.arounds() for name in around.adapters))
+        """The names of all adapters there are, and of compositions of them."""
+        return tuple(dict.fromkeys([*(name for _, around in self.arounds() for name in around.adapters), *self.switch.named]))
 
     @property
     def active(self) -> tuple[str, ...]:
-        return self.switch.now().names
+        return self.switch.chosen()[0]
 
     def activate(self, *names: str) -> None:
         """From now on these adapters are at work, the last one outermost; without names, the base alone."""
@@ -142,7 +142,7 @@ class Anatomy:
     def using(self, *names: str, rows: Tensor | None = None) -> Iterator[None]:
         """Inside, these adapters are at work (none: the base alone), and again when backward repeats what ran inside.
 
-        rows (B, T) or (B, 1) int64: each token, or each row, takes names[rows] alone; -1 the base.
+        rows (B, T) or (B, 1) int64: each token, or each row (or document packed into one), takes names[rows] alone; -1 the base.
         """
         self._check(names)
         with self.switch.using(tuple(names), rows):
@@ -156,9 +156,12 @@ class Anatomy:
         return self.net if self.root is not self.net and f"{path}.".startswith("heads.") else self.root
 
     def remove(self, name: str) -> None:
-        """Take an adapter away for good."""
+        """Take an adapter away for good; of a composition, all its members."""
+        members = self.switch.named.pop(name, None)
         for path, _ in self.arounds():
             self.at(path).unwrap(name)
+        for member in members.all if members else ():
+            self.remove(member)
         self.switch.default = tuple(other for other in self.switch.default if other != name)
 
     def _check(self, names: tuple[str, ...]) -> None:
@@ -219,8 +222,10 @@ class Anatomy:
     def _paths(self) -> dict[str, str]:
         if self.kind == "":
             modules = dict(self.modules())
-            ours = {"embed": "embed.token", "head": "heads.lm.out", "norm": "norm"}
-            return {role: path for role, path in ours.items() if path in modules and not isinstance(modules[path], nn.Identity)}
+            ours = {"embed": "embed.token", "head": "heads.lm.out", "norm": "norm", "project": "project"}
+            inside = "language." if "language" in modules else ""  # of a model that writes about pictures
+            paths = {role: path if role == "project" else inside + path for role, path in ours.items()}
+            return {role: path for role, path in paths.items() if path in modules and not isinstance(modules[path], nn.Identity)}
         found = {"embed": self.root.get_input_embeddings(), "head": self.root.get_output_embeddings(), "norm": self._last_norm()}  # type: ignore[operator]
         return {
             role: path for role, module in found.items() for path, other in self.modules() if module is not None and other is bare(module)
@@ -271,6 +276,8 @@ def pick(layers: str | int | Iterable[int] | None, count: int) -> list[int]:
 
 def _stack_name(path: str, root: nn.Module) -> str:
     names = path.split(".")
+    if "q_former" in names:
+        return "query"
     found = [name for name in ("vision", "encoder", "decoder") if any(name in part for part in names)]
     if found:
         return found[0]

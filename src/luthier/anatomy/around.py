@@ -7,7 +7,7 @@ forward pass that is repeated in backward, or a second micro-batch in flight, se
 B batch, T length, O output width, I input width; "weight" is (O, I) here even where a module stores it transposed
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from torch.func import functional_call
 
 from luthier.anatomy.table import transposed, values_of
 from luthier.core.fan import Adapted, LowRankTerm
+from luthier.core.text import TEXT
 
 Values = dict[str, Tensor]  # parameters of one module by name, the weight as (O, I)
 
@@ -55,34 +56,110 @@ class Adapter(nn.Module):
 
 @dataclass(frozen=True)
 class Route:
-    """Adapter names in order, the last outermost; with rows (B, T) or (B, 1), each token takes one of them: names[rows], -1 the base."""
+    """Adapters in order, the last outermost; with rows (B, T) or (B, 1), each token takes one of the groups: groups[rows], -1 the base."""
 
-    names: tuple[str, ...]
+    groups: tuple[tuple[str, ...], ...]
     rows: Tensor | None = None
+    split: bool = False  # the rows are the places of a text, whatever the shape of an output
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them; without rows there is one group."""
+        return tuple(dict.fromkeys(name for group in self.groups for name in group))
+
+
+@dataclass(frozen=True)
+class Named:
+    """What the name of a composition stands for: adapters in order; or, by the place of a token in its text, one of several such groups.
+
+    ends: before which place each group ends, the last one's left out. passes: names of groups that each run for themselves.
+    """
+
+    groups: tuple[tuple[str, ...], ...] = ()
+    ends: tuple[int, ...] = ()
+    total: int | None = None  # how long a text is; any length when left out
+    passes: tuple[str, ...] = ()
+    all: tuple[str, ...] = ()  # every name that goes with it
 
 
 class Switch:
-    """Which adapters of one model are at work: `default`, unless the batch at hand brings its own set."""
+    """Which adapters of one model are at work: `default`, unless the batch at hand brings its own set. named: compositions."""
 
     def __init__(self) -> None:
         self.default: tuple[str, ...] = ()
+        self.named: dict[str, Named] = {}
+
+    def chosen(self) -> tuple[tuple[str, ...], Tensor | None]:
+        """The names at work as they were given, compositions by their own name, and the rows."""
+        for switch, names, rows in reversed(_batch.get()):
+            if switch is self:
+                return names, rows
+        return self.default, None
 
     def now(self) -> Route:
-        for switch, route in reversed(_batch.get()):
-            if switch is self:
-                return route
-        return Route(self.default)
+        names, rows = self.chosen()
+        if not self.named:
+            return Route((names,) if rows is None else tuple((name,) for name in names), rows)
+        if rows is not None:
+            return Route(tuple(self._whole(name) for name in names), rows)
+        found = [self.named.get(name, Named(((name,),))) for name in names]
+        several = [each for each in found if len(each.groups) != 1]
+        if not several:
+            return Route((self.flat(names),))
+        if len(several) > 1 or several[0].passes:
+            raise ValueError(_told(names, several[0]))
+        spread = [
+            tuple(name for each in found for name in each.groups[i if each is several[0] else 0]) for i in range(len(several[0].groups))
+        ]
+        return Route(tuple(spread), _places(several[0]), split=True)
+
+    def flat(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Adapters in order, those of a composition in its place."""
+        return tuple(dict.fromkeys(part for name in names for part in self._whole(name)))
+
+    def every(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Adapters in order, those of all parts of a split."""
+        found = [self.named.get(name, Named(((name,),))) for name in names]
+        if several := [each for each in found if each.passes]:
+            raise ValueError(_told(names, several[0]))
+        return tuple(dict.fromkeys(part for each in found for group in each.groups for part in group))
+
+    def _whole(self, name: str) -> tuple[str, ...]:
+        named = self.named.get(name, Named(((name,),)))
+        if len(named.groups) != 1:
+            raise ValueError(_told((name,), named))
+        return named.groups[0]
 
     @contextmanager
     def using(self, names: tuple[str, ...], rows: Tensor | None = None) -> Iterator[None]:
-        token = _batch.set((*_batch.get(), (self, Route(names, rows))))
+        token = _batch.set((*_batch.get(), (self, names, rows)))
         try:
             yield
         finally:
             _batch.reset(token)
 
 
-_batch: ContextVar[tuple[tuple[Switch, Route], ...]] = ContextVar("batch", default=())
+_batch: ContextVar[tuple[tuple[Switch, tuple[str, ...], Tensor | None], ...]] = ContextVar("batch", default=())
+
+
+def _told(names: tuple[str, ...], named: Named) -> str:
+    if named.passes:
+        return f"{', '.join(names)} is parallel: each of its members runs for itself; put one of them to work: {', '.join(named.passes)}"
+    return (
+        f"{', '.join(names)}: a split gives its members parts of one text, so it does not go with rows, with a merge or with a second split"
+    )
+
+
+def _places(named: Named) -> Tensor:
+    """(B, T): which group each token of the text at hand takes."""
+    text = TEXT.get()
+    assert text is not None, "a text has entered"
+    longest = int(text.place_BT.max()) + 1
+    if named.total is not None and longest != named.total:
+        raise ValueError(
+            f"a split into {named.total} tokens in all does not fit a text of {longest}; leave the last length out for the rest"
+        )
+    return torch.bucketize(text.place_BT.contiguous(), torch.tensor(named.ends, device=text.place_BT.device), right=True)
 
 
 class Around(Adapted):
@@ -118,21 +195,21 @@ class Around(Adapted):
         x, *rest = args
         route = self.switch.now()
         if route.rows is None:
-            return self._run(route.names, x, rest, kwargs)
-        return self._mixed(route.names, route.rows, x, rest, kwargs)
+            return self._run(route.groups[0], x, rest, kwargs)
+        return self._mixed(route, x, rest, kwargs)
 
     def low_rank(self) -> tuple[nn.Linear, list[LowRankTerm]] | None:
         route = self.switch.now()
         if route.rows is not None or not isinstance(self.base, nn.Linear):
             return None
-        terms = [self._adapter(name).low_rank() for name in route.names if name in self.adapters]
+        terms = [self._adapter(name).low_rank() for name in route.groups[0] if name in self.adapters]
         found = [term for term in terms if term is not None]
         return (self.base, found) if len(found) == len(terms) else None
 
     def merged(self, names: tuple[str, ...]) -> Values:
         """The base's parameters, as stored, with these adapters folded in: only the changed ones."""
         current, changed = self.as_stored(values_of(self.base)), {}
-        for name in names:
+        for name in self.switch.flat(names):
             if name in self.adapters:
                 changed |= self._adapter(name).merged(current | changed)
         return self.as_stored(changed)
@@ -163,17 +240,46 @@ class Around(Adapted):
         once = _Once(lambda z: call((z, *args), kwargs) if own else call(z, *args, **kwargs))
         return stack(adapters, once)(x)
 
-    def _mixed(self, names: tuple[str, ...], rows: Tensor, x: Tensor, args: list, kwargs: dict[str, Any]) -> Tensor:
+    def _mixed(self, route: Route, x: Tensor, args: list, kwargs: dict[str, Any]) -> Tensor:
+        shares = self.shares(route)
+        if route.split and len(shares) == 1 and bool(shares[0][0].all()):
+            return self._run(shares[0][1], x, args, kwargs)
         out = self._run((), x, args, kwargs)
-        for i, name in enumerate(names):
-            if name in self.adapters and bool((rows == i).any()):
-                mine = (rows == i).to(out.device)
-                if mine.dim() != 2 or mine.shape[0] != out.shape[0] or mine.shape[1] not in (1, out.shape[1]):
-                    raise ValueError(
-                        f"rows of shape {tuple(rows.shape)} do not fit an output of shape {tuple(out.shape)}: one per token or per row"
-                    )
-                out = torch.where(mine.view(*mine.shape, *[1] * (out.dim() - 2)), self._run((name,), x, args, kwargs), out)
+        for mine, names in shares:
+            mine = of_tokens(mine.to(out.device), out.shape)
+            out = torch.where(mine.view(*mine.shape, *[1] * (out.dim() - 2)), self._run(names, x, args, kwargs), out)
         return out
+
+    def shares(self, route: Route) -> list[tuple[Tensor, tuple[str, ...]]]:
+        """What some row takes here: (which rows, adapters of this place)."""
+        assert route.rows is not None
+        shares: dict[tuple[str, ...], Tensor] = {}
+        for i, group in enumerate(route.groups):
+            names = tuple(name for name in group if name in self.adapters)
+            if names:
+                mine = route.rows == i
+                shares[names] = shares[names] | mine if names in shares else mine
+        return [(mine, names) for names, mine in shares.items() if bool(mine.any())]
+
+
+def of_tokens(mine: Tensor, shape: Sequence[int]) -> Tensor:
+    """Which tokens (or rows) of an output of this shape: one truth value for each row, document or token, (B, T) or (B, 1)."""
+    mine = unpacked(mine, shape)
+    if mine.dim() != 2 or len(shape) < 2 or mine.shape[0] != shape[0] or mine.shape[1] not in (1, shape[1]):
+        raise ValueError(
+            f"rows of shape {tuple(mine.shape)} do not fit an output of shape {tuple(shape)}: one per token or per row, and what one "
+            "output gives to all rows (position tables, relative biases, experts) cannot be mixed"
+        )
+    return mine
+
+
+def unpacked(mine: Tensor, shape: Sequence[int]) -> Tensor:
+    """Of documents packed into one row, (documents, 1): (1, T). Others as they are."""
+    text = TEXT.get()
+    lengths = text.lengths if text is not None else None
+    if lengths and len(lengths) == len(mine) > 1 and tuple(shape[:2]) == (1, sum(lengths)):
+        return mine[:, 0].repeat_interleave(torch.tensor(lengths, device=mine.device))[None]
+    return mine
 
 
 class _Once:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luthier.anatomy.anatomy import Anatomy
-from luthier.anatomy.around import Adapter, Around, Values
+from luthier.anatomy.around import Adapter, Around, Route, Values, unpacked
 from luthier.anatomy.merge import probe
 from luthier.anatomy.site import Site, resolve
 from luthier.core.attention import Prefix
@@ -60,11 +60,10 @@ class CallAround(Around):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         route = self.switch.now()
         if route.rows is None:
-            return self._led(route.names, args, kwargs)
+            return self._led(route.groups[0], args, kwargs)
         out = self._led((), args, kwargs)
-        for i, name in enumerate(route.names):
-            if name in self.adapters and bool((route.rows == i).any()):
-                out = self.base.choose((route.rows == i), self._led((name,), args, kwargs), out)  # type: ignore[operator]
+        for mine, names in self.shares(route):
+            out = self.base.choose(mine, self._led(names, args, kwargs), out)  # type: ignore[operator]
         return out
 
     def _led(self, names: tuple[str, ...], args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -83,11 +82,10 @@ class PositionAround(Around):
         (x, *args), kwargs = [_later(value, by) for value in (x, *args)], {key: _later(value, by) for key, value in kwargs.items()}
         return self.base(x, *args, **kwargs)
 
-    def _mixed(self, names: tuple[str, ...], rows: Tensor, x: Any, args: list, kwargs: dict[str, Any]) -> Any:
+    def _mixed(self, route: Route, x: Any, args: list, kwargs: dict[str, Any]) -> Any:
         out = self._run((), x, args, kwargs)
-        for i, name in enumerate(names):
-            if name in self.adapters:
-                out = _choose(rows == i, self._run((name,), x, args, kwargs), out)
+        for mine, names in self.shares(route):
+            out = _choose(mine, self._run(names, x, args, kwargs), out)
         return out
 
 
@@ -102,6 +100,7 @@ def _choose(mine: Tensor, new: Any, old: Any) -> Any:
         return type(old)(*parts) if hasattr(old, "_fields") else tuple(parts)
     if not isinstance(old, Tensor):
         return old
+    mine = unpacked(mine, old.shape)
     return torch.where(mine.to(old.device).view(*mine.shape, *[1] * (old.dim() - 2)), new, old)
 
 

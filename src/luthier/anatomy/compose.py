@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from luthier.anatomy.anatomy import Anatomy
-from luthier.anatomy.around import Adapter, Around, Values, once
+from luthier.anatomy.around import Adapter, Around, Values, once, stack
 
 
 def together(adapters: Sequence[Adapter], base: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, list[tuple[int, Tensor, Tensor]]]:
@@ -37,6 +37,10 @@ class Average(Adapter):
             y = y + self.weights[i] * added
         return y
 
+    def parts(self, base: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor] | None:
+        _, parts = together(self.members, base, x)
+        return (parts[-1][1], torch.stack([self.weights[i] * added for i, _, added in parts]).sum(0)) if parts else None
+
     def values(self, current: Values) -> Values:
         return self._weigh(current, [member.values(current) for member in self.members])
 
@@ -50,6 +54,46 @@ class Average(Adapter):
             name: current[name] + sum(weight * (values[name] - current[name]) for weight, values in each if name in values)
             for name in names
         }
+
+
+class Stacked(Adapter):
+    """Each member around the one before it: a stack as one of several things that are weighed."""
+
+    def __init__(self, adapters: Sequence[Adapter]):
+        super().__init__()
+        self.members = tuple(adapters)  # no children: they stand at the same place under their names
+
+    @property
+    def mergeable(self) -> bool:  # type: ignore[override]
+        return all(member.mergeable for member in self.members)
+
+    def forward(self, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return stack(list(self.members), once(base))(x)
+
+    def parts(self, base: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor] | None:
+        if adds(self):
+            return super().parts(base, x)
+        for member in self.members:
+            member.parts(base, x)
+        return None
+
+    def values(self, current: Values) -> Values:
+        return self._one_after_the_other(current, lambda member, values: member.values(values))
+
+    def merged(self, current: Values) -> Values:
+        return self._one_after_the_other(current, lambda member, values: member.merged(values))
+
+    def _one_after_the_other(self, current: Values, ask: Callable[[Adapter, Values], Values]) -> Values:
+        changed: Values = {}
+        for member in self.members:
+            changed |= ask(member, current | changed)
+        return changed
+
+
+def adds(adapter: Adapter) -> bool:
+    """Whether it has something that trains, itself or in what it is composed of; others only look on."""
+    members = adapter.members if isinstance(adapter, Average | Stacked) else ()
+    return any(True for _ in adapter.parameters()) or any(adds(member) for member in members)
 
 
 def average(anatomy: Anatomy, weights: Mapping[str, float], name: str) -> None:

@@ -16,7 +16,7 @@ def merge(anatomy: Anatomy) -> float:
 
     Returns the largest difference between the logits before and after, on random ids. Refuses before anything is changed.
     """
-    names = anatomy.active
+    names = anatomy.switch.flat(anatomy.active)
     arounds = anatomy.arounds()
     _check(anatomy, arounds, names)
     ids = torch.randint(0, _vocab(anatomy), (2, 16), generator=torch.Generator().manual_seed(0))
@@ -33,7 +33,7 @@ def merge(anatomy: Anatomy) -> float:
             kept.append(base)
         for adapter in list(around.adapters):
             anatomy.at(path).unwrap(adapter)
-    anatomy.switch.default = ()
+    anatomy.switch.default, anatomy.switch.named = (), {}
     return float((probe(anatomy, ids) - before).abs().max())
 
 
@@ -74,9 +74,11 @@ def _vocab(anatomy: Anatomy) -> int:
 
 def _check(anatomy: Anatomy, arounds: list[tuple[str, Around]], names: tuple[str, ...]) -> None:
     for path, around in arounds:
-        active = [around.adapters[name] for name in names if name in around.adapters]
-        if not all(adapter.mergeable for adapter in active):
-            raise ValueError(f"{type(active[0]).__name__} around {path} cannot be merged: its output is not linear in its input")
+        active = {name: around.adapters[name] for name in names if name in around.adapters}
+        for name, adapter in active.items():
+            if not adapter.mergeable:
+                what = f"{type(adapter).__name__} around {path}" + (f" (of {name})" if len(names) > 1 else "")
+                raise ValueError(f"{what} cannot be merged: its output is not linear in its input")
         changed = around.merged(tuple(names)) if active else {}
         for name, value in changed.items():
             if name not in around.base._parameters:  # a quantised weight is nobody else's

@@ -67,26 +67,26 @@ class Standing:
         around = resolve(self.root, self.path)
         if not isinstance(around, RowsAround):
             return None
-        route = self.switch.now()
-        ids = [self._ids(around, name) for name in route.names]
-        if route.rows is None:
-            chosen = torch.cat(ids) if ids else torch.empty(0, dtype=torch.long)
+        names, rows = self.switch.chosen()
+        if rows is None:
+            chosen = self._ids(around, self.switch.every(names))
             return chosen[None].expand(texts, -1) if len(chosen) else None
         if not any(map(len, ids)):
+        ids = [self._ids(around, self.switch.flat((name,))) for name in names]
             return None
-        if route.rows.shape != (texts, 1):
+        if rows.shape != (texts, 1):
             raise ValueError(
-                f"virtual tokens stand before whole texts: rows of shape {tuple(route.rows.shape)} for {texts} texts; "
-                "give one adapter a row, (rows, 1), and do not pack them"
+                f"virtual tokens stand before whole texts: rows of shape {tuple(rows.shape)} for {texts} texts; "
+                "give one adapter a row or a packed document, (texts, 1)"
             )
-        each = [ids[row] if row >= 0 else ids[0][:0] for row in route.rows[:, 0].tolist()]
+        each = [ids[row] if row >= 0 else ids[0][:0] for row in rows[:, 0].tolist()]
         return pad_sequence(each, batch_first=True, padding_value=-1)
 
-    def _ids(self, around: RowsAround, name: str) -> Tensor:
-        adapter = around.adapters[name] if name in around.adapters else None  # noqa: SIM401  ModuleDict has no get
-        if not isinstance(adapter, Rows) or adapter.stack != self.stack:
-            return torch.empty(0, dtype=torch.long)
-        return torch.arange(adapter.first, adapter.first + adapter.count())
+    def _ids(self, around: RowsAround, names: tuple[str, ...]) -> Tensor:
+        here = [around.adapters[name] for name in names if name in around.adapters]
+        mine = [adapter for adapter in here if isinstance(adapter, Rows) and adapter.stack == self.stack]
+        parts = [torch.arange(adapter.first, adapter.first + adapter.count()) for adapter in mine]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
 
 
 class Border:
@@ -166,10 +166,20 @@ def rows_at(anatomy: Anatomy, stack: str) -> Site:
 
 def _site(anatomy: Anatomy, stack: str, path: str) -> Site:
     return Site("embed", -1, stack, path, anatomy.root, anatomy.net, anatomy.switch, around_type=RowsAround)
+def stand(anatomy: Anatomy, stack: str, after: int) -> None:
+    """Where the virtual tokens of a stack stand: behind so many tokens of every text. 0: before it."""
+    if anatomy.kind:
+        hooks = (getattr(hook, "__self__", None) for hook in reader(anatomy, stack)._forward_pre_hooks.values())
+        next(border for border in hooks if isinstance(border, Border)).after = after
+    else:
+        net: Any = resolve(anatomy.root, anatomy.stacks[stack].path.rpartition(".")[0])
+        net.virtual_after = after
+
+
 
 
 def _theirs(anatomy: Anatomy, stack: str) -> Site:
-    module = _reader(anatomy, stack)
+    module = reader(anatomy, stack)
     site = _site(anatomy, stack, _embedding(anatomy, stack))
     if not any(isinstance(getattr(hook, "__self__", None), Border) for hook in module._forward_pre_hooks.values()):
         pair = len(anatomy.stacks) > 1
@@ -184,11 +194,11 @@ def _theirs(anatomy: Anatomy, stack: str) -> Site:
 
 
 def _embedding(anatomy: Anatomy, stack: str) -> str:
-    embedding = bare(_reader(anatomy, stack).get_input_embeddings())
+    embedding = bare(reader(anatomy, stack).get_input_embeddings())
     return next(path for path, other in anatomy.modules() if other is embedding)
 
 
-def _reader(anatomy: Anatomy, stack: str) -> Any:
+def reader(anatomy: Anatomy, stack: str) -> Any:
     """The smallest module around a stack that takes ids."""
     path = anatomy.stacks[stack].path
     while path:

@@ -57,13 +57,15 @@ def generate(
     generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
     for start in range(0, len(asked), batch):
         some = asked[start : start + batch]
-        texts = generate_texts(
-            model, some, max_tokens, temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, beams=beams,
-            samples=samples, steps=steps, block=block, remasking=remasking, guidance=guidance, stop=stop or [], generator=generator,
-            int8=int8, template=written,
-        )  # fmt: skip
-        for i, text in enumerate(texts):
-            show(some[i // samples], text, as_json, len(asked) * samples > 1)
+        for running in model.running():  # adapters in parallel answer each for itself
+            with running:
+                texts = generate_texts(
+                    model, some, max_tokens, temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, beams=beams,
+                    samples=samples, steps=steps, block=block, remasking=remasking, guidance=guidance, stop=stop or [], generator=generator,
+                    int8=int8, template=written,
+                )  # fmt: skip
+            for i, text in enumerate(texts):
+                show(some[i // samples], text, as_json, len(asked) * samples * len(model.running()) > 1)
 
 
 def read_prompts(path: Path) -> list[str | list[dict[str, str]]]:

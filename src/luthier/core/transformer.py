@@ -19,6 +19,7 @@ from luthier.core.norm import RMSNorm
 from luthier.core.position import Rotary, Sinusoid
 from luthier.core.recompute import recomputed
 from luthier.core.virtual import Chooser, insert
+from luthier.core.text import TEXT, Text
 
 
 class Net(nn.Module, ABC):
@@ -226,6 +227,7 @@ class Transformer(Net):
     def layers(self, x: Tensor, context: Context) -> Iterator[Tensor]:
         for layer, index in enumerate(self.order):
             if self.recompute and torch.is_grad_enabled():
+        TEXT.set(Text(place.expand(ids.shape[0], -1), keys, lengths))
                 x = recomputed(self.blocks[index], x, context, layer)
             else:
                 x = self.blocks[index](x, context, layer)

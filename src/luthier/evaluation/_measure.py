@@ -64,6 +64,23 @@ def measure(
     for wanted in measures:
         check_fit(wanted, objective, answer is not None)
     predicting = any(wanted.of == objective.predicts for wanted in measures)
+    each = []
+    for running in model.running():
+        with running:
+            each.append(_measured(model, objective, rows, measures, length, micro_tokens, answer, console))
+    return {name: sum(figures[name] for figures in each) / len(each) for name in each[0]} if len(each) > 1 else each[0]
+
+
+def _measured(
+    model: Model,
+    objective: Objective,
+    rows: Sequence[dict],
+    measures: Sequence[Measure],
+    length: int,
+    micro_tokens: int,
+    answer: Answer | None,
+    console: Console | None,
+) -> dict[str, float]:
     tally = go_over(model, objective, shown(once(objective, rows, model, length, micro_tokens), "held-out rows", console), predicting)
     written: tuple[list[str], list[str]] | None = None
     figures = {"loss": tally.loss}

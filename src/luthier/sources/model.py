@@ -1,5 +1,6 @@
 """A model ready for use: the net, its tokenizer and chat template, and its anatomy; ours or transformers', the same from here on."""
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -84,4 +85,8 @@ class Model:
     def _tuned(self) -> Any:
         if self.attached is None:
             raise ValueError("this model has no adapter: tune it first (luthier.tune), or load it with adapter=FOLDER")
+    def running(self) -> list[AbstractContextManager[None]]:
+        """What a text runs under, once in each: as the model stands, or of adapters in parallel one after the other."""
+        return [nullcontext()] if self.attached is None else self.attached.running()
+
         return self.attached

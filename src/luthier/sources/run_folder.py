@@ -5,6 +5,8 @@ from pathlib import Path
 from luthier.config import read_yaml
 from luthier.sources.directory import read_json
 
+COMPOSITION = "composition.json"  # of several adapters that are one
+
 
 def resolve(source: str | Path) -> tuple[str | Path | dict, Path | None]:
     """(source of the whole weights, folder of an adapter for them or None)."""
@@ -13,10 +15,11 @@ def resolve(source: str | Path) -> tuple[str | Path | dict, Path | None]:
         return source, None
     if (folder / "config.yaml").exists() and not (folder / "config.json").exists():
         return resolve_run(folder)
-    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
-        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    found = next((name for name in ("adapter_config.json", COMPOSITION) if (folder / name).exists()), "")
+    if found and not (folder / "config.json").exists():
+        base = read_json(folder / found).get("base_model_name_or_path")
         if not base:
-            raise ValueError(f"{folder}: adapter_config.json does not say what the adapter is for; load the base and give adapter={folder}")
+            raise ValueError(f"{folder}: {found} does not say what the adapter is for; load the base and give adapter={folder}")
         return base, folder
     return source, None
 

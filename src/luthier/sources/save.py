@@ -92,7 +92,7 @@ def plain_parameters(anatomy: Anatomy) -> dict[str, Tensor]:
     changed: dict[int, Tensor] = {}
     for path, around in anatomy.arounds():
         with torch.no_grad():
-            values = around.merged(tuple(name for name in names if name in around.adapters))
+            values = around.merged(names)
         for name, value in values.items():
             parameter = around.base._parameters.get(name)  # a quantised weight is none, and nobody else's
             others = [site for site, _ in anatomy.owners(parameter) if site.path != path] if parameter is not None else []

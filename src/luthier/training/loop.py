@@ -224,14 +224,17 @@ def accumulate(
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]  # `lowered` puts casts in their places
 
     def loss_of(batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
-        parts = _parts(net, objective, batch, counts)
+        parts: dict[str, Tensor] = {}
+        for running in attached.running():  # members of a parallel composition learn as if each were alone
+            with running:
+                parts = {name: parts.get(name, 0) + value for name, value in _parts(net, objective, batch, counts).items()}
         return _trainable(sum(parts.values()), scale), parts  # type: ignore[arg-type]
 
     with lowered(net, precision):
         for batch in micro:
             for parts in lanes.backward(loss_of, batch.to(device), net, trained):
                 for name, value in parts.items():
-                    values[name] = values.get(name, 0) + value.detach()
+                    values[name] = values.get(name, 0) + value.detach() / len(attached.running())
     penalty = attached.penalty()
     if penalty is not None:
         _trainable(penalty, scale).backward()

@@ -1,6 +1,7 @@
 """What a tuning method has attached to a model: its trainable parameters by name, and what the training loop asks of it."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ class Attached:
     penalty_of: Callable[[], Tensor] | None = None
     begin_of: Callable[[int], None] | None = None
     step_of: Callable[[int], None] | None = None
+    passes: tuple[str, ...] = ()  # of a parallel composition: adapters that each read every text for themselves
+    members: dict[str, "Attached"] = field(default_factory=dict)  # of a composition, by label
     memory: dict[str, Tensor] = field(default_factory=dict)  # what the method remembers from step to step; goes with every checkpoint
 
     def groups(self) -> list[Group]:
@@ -72,6 +75,11 @@ class Attached:
         """Called after the optimizer's step number `step`, from 1."""
         if self.step_of is not None:
             self.step_of(step)
+
+    def running(self) -> list[AbstractContextManager[None]]:
+        """What a text runs under, once in each: as the model stands, or of a parallel composition one member after the other."""
+        chosen = self.passes if self.anatomy.active == (self.name,) else ()
+        return [self.anatomy.using(name) for name in chosen] or [nullcontext()]
 
     def state(self) -> dict[str, Tensor]:
         """Everything that trains, by name: what a checkpoint needs for going on to the bit."""
@@ -106,7 +114,7 @@ class Attached:
             return self.load_of(Path(directory))
         self.anatomy.remove(self.name)
         again = read(self.anatomy, Path(directory), self.name, trainable=True)
-        for part in ("method", "parameters", "rates", "factors", "penalty_of", "begin_of", "step_of", "memory"):
+        for part in ("method", "parameters", "rates", "factors", "penalty_of", "begin_of", "step_of", "memory", "save_of", "members"):
             setattr(self, part, getattr(again, part))
 
 

@@ -9,6 +9,8 @@ from luthier.config import build
 from luthier.lookup import lookup
 from luthier.sources.model import Model
 from luthier.tuning._attached import Attached
+from luthier.tuning._compose import compose
+from luthier.tuning._composition import NODES, Node, members_of, tree
 from luthier.tuning._vocabulary import grow
 
 
@@ -18,16 +20,16 @@ class Method(Protocol):
     def attach(self, anatomy: Anatomy, name: str = "default") -> Attached: ...
 
 
-def tune(model: Model, method: Method | str | dict[str, Any], name: str = "default", **fields: Any) -> Attached:
+def tune(model: Model, method: Any, name: str = "default", **fields: Any) -> Attached:
     """Freeze every weight, attach the method's trainable parameters under an adapter name, and put that adapter to work.
 
-    method: "lora" with its fields, {"kind": "lora", ...}, or LoRA(...). A second call under another name adds a second adapter;
+    method: "lora" with its fields, {"kind": "lora", ...}, or LoRA(...); or several: a list stacks, {"average": [...]} and the like
+    (`_composition.py`) compose, each member an adapter called NAME_KIND and all of them one called NAME. A second call under another name adds a second adapter;
     model.anatomy.activate(name) switches. ValueError for fields or roles that do not fit; the model is then as it was.
     """
     method = made(method, fields)
     check_name(model.anatomy, name)
-    tokens = vars(method).get("tokens", ())
-    if tokens:
+    for tokens in tokens_of(method):
         grow(model, tokens)
     model.anatomy.tokenizer = model.tokenizer
     attached = attach(model.anatomy, method, name)
@@ -38,13 +40,13 @@ def tune(model: Model, method: Method | str | dict[str, Any], name: str = "defau
     return attached
 
 
-def attach(body: Anatomy, method: Method, name: str = "default") -> Attached:
+def attach(body: Anatomy, method: Method | Node, name: str = "default") -> Attached:
     """`tune` for an anatomy without a Model around it."""
     check_name(body, name)
     before, active = _trainable(body.net), body.switch.default
     body.net.requires_grad_(False)
     try:
-        attached = method.attach(body, name)
+        attached = compose(body, method, name) if isinstance(method, Node) else method.attach(body, name)
         for parameter in attached.parameters.values():
             parameter.requires_grad_(True)
     except BaseException:
@@ -58,8 +60,17 @@ def attach(body: Anatomy, method: Method, name: str = "default") -> Attached:
     return attached
 
 
-def made(method: Method | str | dict[str, Any], fields: dict[str, Any]) -> Method:
-    """A method object out of what a user may write."""
+def tokens_of(method: Any) -> list[Any]:
+    """What a method adds to the vocabulary, or each of several."""
+    if isinstance(method, Node):
+        return [tokens for member in members_of(method) for tokens in tokens_of(member)]
+    return [tokens] if (tokens := vars(method).get("tokens", ())) else []
+
+
+def made(method: Any, fields: dict[str, Any]) -> Any:
+    """A method object, or a composition, out of what a user may write."""
+    if isinstance(method, list | tuple) or (isinstance(method, dict) and "kind" not in method and set(method) & set(NODES)):
+        method = tree(method)
     if isinstance(method, dict):
         method, fields = str(method.get("kind", "full")), {**{key: value for key, value in method.items() if key != "kind"}, **fields}
     if isinstance(method, str):

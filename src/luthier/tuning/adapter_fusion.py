@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from luthier.anatomy.anatomy import Anatomy
 from luthier.anatomy.around import Adapter, OnRows, Own, Values
-from luthier.anatomy.compose import place, together
+from luthier.anatomy.compose import adds, place, together
 from luthier.tuning._attached import Attached
 from luthier.tuning._common import task_sites, train_beside
 from luthier.tuning._read import read
@@ -84,7 +84,7 @@ class Fused(Adapter):
     def __init__(self, members: Mapping[str, Adapter], known: set[str], dropout: float):
         super().__init__()
         self.names, self.members = tuple(members), tuple(members.values())  # no children: they stand here under their own names
-        self.known, self.adds = known, any(True for member in self.members for _ in member.parameters())
+        self.known, self.adds = known, any(map(adds, self.members))
         self.dropout = nn.Dropout(dropout)
 
     def start(self, weight_OI: Tensor) -> None:
