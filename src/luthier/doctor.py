@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 
 from luthier.core.heads import LabelHead
 from luthier.core.transformer import Transformer
+from luthier.core.virtual import FIRST as VIRTUAL
 from luthier.data.settings import Data
 from luthier.data.stream import Stream
 from luthier.objectives._batch import Example, encode
@@ -149,7 +150,8 @@ def heads_that_learn_nothing(case: Case) -> str | None:
 
 def vocabulary(case: Case) -> str | None:
     assert case.model.tokenizer is not None
-    highest = max((max(example.ids) for example in chain.from_iterable(case.examples)), default=0)
+    written = chain.from_iterable(case.examples)
+    highest = max((max((id for id in example.ids if id < VIRTUAL), default=0) for example in written), default=0)
     if highest >= case.model.net.vocab:
         token = case.model.tokenizer.token(highest)
         return (

@@ -277,3 +277,22 @@ def test_a_text_beyond_the_positions_is_refused_and_the_model_stays(kind: str):
             logits(net)
     with attached.anatomy.using():
         torch.testing.assert_close(logits(net), logits(build(kind)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["our bert", "bert"])
+def test_where_a_head_reads_the_first_token_they_stand_behind_it(kind: str, tmp_path: Path):
+    net = build(kind) if kind == "our bert" else wrap(build(kind)).net
+    net.add_head("classify", 2)  # type: ignore[operator]
+    body = anatomy(net)
+    attached = attach(body, made("prompt", SMALL))
+    mine = virtual_ids(body).expand(2, -1)
+    with_them = torch.cat([tokens()[:, :1], mine, tokens()[:, 1:]], 1)
+    got = net.hidden(tokens())  # type: ignore[operator]
+    with body.using():
+        want = net.hidden(with_them)  # type: ignore[operator]
+        assert not torch.allclose(got, net.hidden(tokens()), atol=1e-3)  # type: ignore[operator]
+    torch.testing.assert_close(got, torch.cat([want[:, :1], want[:, 1 + mine.shape[1] :]], 1), rtol=0, atol=1e-5)
+    attached.save(tmp_path)
+    body.remove("default")
+    read(body, tmp_path)
+    torch.testing.assert_close(net.hidden(tokens()), got, rtol=0, atol=1e-5)  # type: ignore[operator]

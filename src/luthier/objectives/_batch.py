@@ -20,6 +20,7 @@ from torch import Tensor
 
 from luthier.data.stream import Sample
 from luthier.data.tokenizer import Tokenizer
+from luthier.sources.marks import Marks, marks
 from luthier.sources.model import Model
 
 if TYPE_CHECKING:
@@ -192,6 +193,9 @@ class Reading:
 def encode(objective: "Objective", samples: Sequence[Sample], model: Model, length: int) -> list[list[Example]]:
     """The examples of each sample, tokenised together; [] where a sample has nothing to learn."""
     assert model.tokenizer is not None
+    template = marks(model)
+    if template is not None:
+        samples = [replace(sample, row=template.write(sample.row)) for sample in samples]
     readings = [objective.read(sample, model) for sample in samples]
     _tokenise(readings, model.tokenizer, objective.encodings)
     found = []
@@ -199,8 +203,19 @@ def encode(objective: "Objective", samples: Sequence[Sample], model: Model, leng
         examples = objective.examples(reading, model, length)
         for example in examples:
             example.row = reading.sample.index
+            if template is not None:
+                _place(example, template)
         found.append(examples)
     return found
+
+
+def _place(example: Example, template: Marks) -> None:
+    """Pseudo-tokens for marks; a mark is never what is to be found."""
+    template.place(example.ids, example.documents)
+    for term, labels in example.labels.items():
+        kept = [i for i, label in enumerate(labels) if label != template.id]
+        if len(kept) < len(labels):
+            example.at[term], example.labels[term] = [example.at[term][i] for i in kept], [labels[i] for i in kept]
 
 
 def _tokenise(readings: Sequence[Reading], tokenizer: Tokenizer, encodings: bool) -> None:

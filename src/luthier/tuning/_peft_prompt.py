@@ -60,11 +60,11 @@ class ReadPrompt(Peft):
         if not noted:
             tables = {stacks_of(self.anatomy, ())[0]: tables[""][: self.config["num_virtual_tokens"]]}
             noted = {"length": self.config["num_virtual_tokens"]}
-        elif "" in tables and getattr(self._method(noted), "place", "") != "text":
+        elif "" in tables and not _in_text(self._method(noted)):
             tables = {next(iter(self.anatomy.stacks)): tables[""]}
         method, first = self._method(noted), free(self.anatomy)
         adapters = {stack: self._rows(method, stack, table, first) for stack, table in tables.items()}
-        attached = put(self.anatomy, self.name, method, adapters, beside=False)
+        attached = put(self.anatomy, self.name, method, adapters, beside=False, ours=bool(self.noted))
         if self.trainable:
             for name, parameter in attached.parameters.items():
                 if name in self.folder.state:
@@ -82,4 +82,11 @@ class ReadPrompt(Peft):
             self.refuse((), (), [f"{TABLE} is {tuple(table.shape)}, here a vector has {like.shape[1]} numbers"])
         if self.trainable and hasattr(method, "encoder") and self.folder.state:
             return encoded(method, like, len(table), stack, first)
-        return Prompt(table.to(like.device, like.dtype, copy=True), stack, first, getattr(method, "hard", False))
+        rows = Prompt(table.to(like.device, like.dtype, copy=True), stack, first, getattr(method, "hard", False))
+        rows.template = getattr(method, "template", "")
+        return rows
+
+
+def _in_text(method: Any) -> bool:
+    """Whether the texts bring its tokens, so that no stack has them before its own."""
+    return getattr(method, "place", "") == "text" or bool(getattr(method, "template", ""))

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luthier.anatomy.anatomy import Anatomy
-from luthier.anatomy.virtual import Rows, free, rows_at
+from luthier.anatomy.virtual import Rows, free, rows_at, stand
+from luthier.core.transformer import Net
 from luthier.tuning._attached import Attached
 from luthier.tuning._common import train_beside
 
@@ -67,7 +68,9 @@ class Encoded(Rows):
 
 def encoded(method: Any, like: Tensor, length: int, stack: str, first: int) -> Encoded:
     """The encoder that a p_tuning asks for."""
-    return Encoded(length, like, method.encoder == "lstm", method.layers, stack, first)
+    made = Encoded(length, like, method.encoder == "lstm", method.layers, stack, first)
+    made.template = method.template
+    return made
 
 
 def stacks_of(anatomy: Anatomy, at: tuple[str, ...]) -> tuple[str, ...]:
@@ -97,14 +100,20 @@ def begin(weight_VD: Tensor, length: int, start: Start, words: Tensor | None, la
     return torch.cat([torch.stack(known), rows]) if known else rows.clone()
 
 
-def put(anatomy: Anatomy, name: str, method: Any, adapters: Mapping[str, Rows], beside: bool = True) -> Attached:
-    """These rows, one set for each stack, at work before its texts."""
+def put(anatomy: Anatomy, name: str, method: Any, adapters: Mapping[str, Rows], beside: bool = True, ours: bool = True) -> Attached:
+    """These rows, one set for each stack, at work before its texts; behind the first token where a head reads that one's state.
+
+    ours: whether they were made here; other libraries have them before the first token in any case.
+    """
+    read = ours and isinstance(anatomy.net, Net) and anatomy.net.pool == "first" and bool(anatomy.task_heads())
     parameters: dict[str, nn.Parameter] = {}
     for stack, adapter in adapters.items():
         site = rows_at(anatomy, stack or stacks_of(anatomy, ())[0])
         if site.adapter(name) is not None:
             raise ValueError("encoder and decoder share one embedding here: give the second prompt an adapter name of its own")
         site.wrap(name, adapter)
+        if stack:
+            stand(anatomy, stack, int(read))
         parameters |= {f"{stack or 'text'}.prompt.{key}": value for key, value in adapter.named_parameters()}
     return Attached(anatomy, name, method, parameters | (train_beside(anatomy, name, method.also_train) if beside else {}))
 

@@ -1,0 +1,101 @@
+"""Pseudo-tokens anywhere in a template: "<p*3>{text}<p*3> It was" around the columns of a row. Liu et al. 2021, arXiv:2103.10385, figure 2.
+
+The first of the row's columns that it names takes the whole template, and the others go into it; any objective then reads the row as it reads
+others. Each mark is one token, and behind the tokenizer the n-th mark of a text becomes the id of the adapter's n-th virtual token.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from string import Formatter
+from typing import Any
+
+from luthier.anatomy.virtual import Rows
+from luthier.data.tokenizer import Tokenizer
+from luthier.sources.model import Model
+
+MARK = "\ufdd0"  # Unicode keeps it out of every text
+
+
+@dataclass(frozen=True)
+class Marks:
+    """A template at work. id: of the mark; first: of the first virtual token."""
+
+    template: str
+    id: int
+    first: int
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        return columns_of(self.template)
+
+    def write(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The row with the template, filled in, in the place of the columns it names."""
+        wrong = [name for name in self.columns if not isinstance(row.get(name), str)]
+        if wrong:
+            there = ", ".join(name for name, value in row.items() if isinstance(value, str)) or "none"
+            raise ValueError(f"the template of p_tuning names {', '.join(wrong)}, and this row's columns of text are {there}")
+        first, *rest = (name for name in row if name in self.columns)
+        return {name: value for name, value in row.items() if name not in rest} | {first: spread(self.template).format_map(row)}
+
+    def place(self, ids: list[int], lengths: Sequence[int]) -> None:
+        """Virtual ids in the place of the marks, in each document that has the template; `ids` is changed."""
+        wanted, start, there = spread(self.template).count(MARK), 0, 0
+        for length in lengths:
+            places = [i for i in range(start, start + length) if ids[i] == self.id]
+            if places and len(places) != wanted:
+                cut = "data.length cuts the rest, or the objective hides some"
+                raise ValueError(
+                    f"a text of {length} tokens has {len(places)} of its template's {wanted} pseudo-tokens: {cut}; raise data.length"
+                )
+            for i, place in enumerate(places):
+                ids[place] = self.first + i
+            start, there = start + length, there + len(places)
+        if not there:
+            raise ValueError(
+                f"the objective does not read {', '.join(self.columns)}, so no pseudo-token of p_tuning's template stands anywhere"
+            )
+
+
+def marks(model: Model) -> Marks | None:
+    """The template of the adapters at work, where one has a template."""
+    if model.tokenizer is None or not model.anatomy.active:
+        return None
+    for _, around in model.anatomy.arounds():
+        for adapter in around.adapters.values():
+            if isinstance(adapter, Rows) and adapter.template:
+                return Marks(adapter.template, mark(model.tokenizer), adapter.first)
+    return None
+
+
+def mark(tokenizer: Tokenizer) -> int:
+    """The id of the mark, which the tokenizer from now on keeps apart from its neighbours."""
+    if tokenizer.id(MARK) is None:
+        tokenizer.add([MARK], special=True)
+    found = tokenizer.id(MARK)
+    assert found is not None
+    return found
+
+
+def spread(template: str) -> str:
+    """The template with a mark for each pseudo-token."""
+    return re.sub(r"<p(?:\*(\d+))?>", lambda found: MARK * int(found[1] or 1), template)
+
+
+def count(template: str) -> int:
+    """Its pseudo-tokens. ValueError for what is no template."""
+    try:
+        columns = columns_of(template)
+    except ValueError as error:
+        raise ValueError(
+            f"p_tuning's template {template!r} cannot be read ({error}): braces go in pairs around the name of a column"
+        ) from None
+    found = spread(template).count(MARK)
+    if not found or not columns or not all(name.isidentifier() for name in columns):
+        raise ValueError(f'a template of p_tuning has pseudo-tokens and the row\'s columns in it, as "<p*3>{{text}}<p>", not {template!r}')
+    return found
+
+
+def columns_of(template: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for _, name, _, _ in Formatter().parse(template) if name is not None))

@@ -1,0 +1,121 @@
+"""Pseudo-tokens of a template stand where it says, in whatever objective reads the row, and come back with the adapter."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from luthier.anatomy.virtual import virtual_ids
+from luthier.data.stream import open_stream
+from luthier.evaluation._measure import measure
+from luthier.objectives._batch import once
+from luthier.objectives.causal import Causal
+from luthier.objectives.choose import Choose
+from luthier.objectives.classify import Classify
+from luthier.objectives.rank import Rank
+from luthier.run import Run, run
+from luthier.sources.marks import MARK, marks
+from luthier.sources.model import Model
+from luthier.tuning._load import load
+from luthier.tuning._tune import tune
+from tiny import tiny_chat
+from tinyrun import write_rows
+
+TEMPLATE = "<p*2>{text}<p>?"
+
+
+def tuned(template: str = TEMPLATE) -> tuple[Model, list[int]]:
+    model = tiny_chat()
+    tune(model, "p_tuning", template=template, encoder="mlp")
+    return model, virtual_ids(model.anatomy).tolist()
+
+
+def ids_of(model: Model, text: str) -> list[int]:
+    assert model.tokenizer is not None
+    return model.tokenizer.encode(text)
+
+
+def test_a_classified_text_has_them_before_and_behind_it():
+    model, (a, b, c) = tuned()
+    (batch,) = once(Classify(labels=("0", "1")), [{"text": "a lute", "label": 1}], model, 32)
+    assert batch.ids[0].tolist() == [a, b, *ids_of(model, "a lute"), c, *ids_of(model, "?"), 257]
+    assert batch.at["classify"].tolist() == [batch.tokens - 1]
+
+
+def test_a_pair_becomes_one_text():
+    model, (a, b) = tuned("{pair}<p> so {text}<p>")
+    (batch,) = once(Classify(labels=("0", "1")), [{"text": "is", "pair": "was", "label": 1}], model, 32)
+    assert batch.ids[0].tolist() == [*ids_of(model, "was"), a, *ids_of(model, " so is"), b, 257]
+
+
+def test_every_choice_has_them():
+    model, (a,) = tuned("{question}<p>")
+    (batch,) = once(Rank(), [{"question": "q", "choices": ["yes", "no"], "answer": 1}], model, 32)
+    assert batch.ids[0].tolist() == [*ids_of(model, "q"), a, *ids_of(model, " ye"), *ids_of(model, "q"), a, *ids_of(model, " n")]
+    (batch,) = once(Choose(), [{"question": "q", "choices": ["y", "n"], "answer": 1}], model, 32)
+    assert batch.ids[0].tolist().count(a) == 2
+
+
+def test_they_are_read_and_never_learnt():
+    model, (a, b, c) = tuned()
+    (batch,) = once(Causal(), [{"text": "ab"}], model, 32)
+    assert batch.ids[0].tolist() == [a, b, *ids_of(model, "ab"), c, *ids_of(model, "?"), 257]
+    assert batch.labels["lm"].tolist() == [*ids_of(model, "ab"), *ids_of(model, "?"), 257]
+    assert batch.at["lm"].tolist() == [1, 2, 4, 5]
+
+
+def test_the_vectors_get_gradients_and_the_base_alone_has_no_template():
+    model, _ = tuned()
+    model.net.add_head("classify", 2)
+    (batch,) = once(Classify(labels=("0", "1")), [{"text": "a lute", "label": 1}], model, 32)
+    term = Classify(labels=("0", "1")).loss(model.net.hidden(ids=batch.ids, lengths=batch.lengths), model.net.heads, batch)["classify"]
+    term.sum.backward()
+    assert all(bool((p.grad != 0).any()) for name, p in model.attached.parameters.items() if "words" in name or "outer" in name)
+    model.anatomy.activate()
+    assert marks(model) is None
+
+
+def test_a_run_file_trains_them_and_the_folder_brings_them_back(tmp_path: Path):
+    tiny_chat().save(tmp_path / "base")
+    rows = [{"text": f"{'good' if i % 2 else 'bad'} {i}", "label": i % 2} for i in range(24)]
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        f"model: {tmp_path / 'base'}\ndata: {{path: {write_rows(tmp_path / 'rows.jsonl', rows)}, length: 32, held_out: 8}}\n"
+        f"objective: classify\ntuning: {{kind: p_tuning, template: '{TEMPLATE}', encoder: mlp, base_rate: 1e-4}}\n"
+        f"training: {{steps: 4, rows: 4, rate: 1e-2}}\nevaluation: [accuracy]\noutput: {tmp_path / 'out'}\n"
+    )
+    result = run(Run.from_yaml(file))
+    assert result.history is not None and result.history.after is not None and result.path is not None
+    model = load(str(tmp_path / "base"), result.path)
+    assert marks(model) is not None and marks(model).template == TEMPLATE  # type: ignore[union-attr]
+    config = Run.from_yaml(file)
+    held = open_stream(config.data, config.seed).held_out
+    assert measure(model, Classify(labels=("0", "1")), held, length=32)["loss"] == pytest.approx(result.history.after["loss"], rel=1e-5)
+
+
+def test_a_text_without_the_mark_is_as_it_was():
+    model, _ = tuned()
+    plain = tiny_chat()
+    assert ids_of(model, "viol viol 1") == ids_of(plain, "viol viol 1")
+    marks(model).id  # type: ignore[union-attr]  # noqa: B018  now the tokenizer knows the mark
+    assert model.tokenizer is not None and plain.tokenizer is not None
+    assert model.tokenizer.encode_batch(["viol viol 1", "x"]) == plain.tokenizer.encode_batch(["viol viol 1", "x"])
+    assert model.tokenizer.encode(f"x{MARK}y") == [*ids_of(plain, "x"), model.tokenizer.id(MARK), *ids_of(plain, "y")]
+
+
+@pytest.mark.parametrize("template", ["{text}", "<p>", "<p>{}", "<p>{text", "<p>{text.x}"])
+def test_what_is_no_template_is_refused(template: str):
+    with pytest.raises(ValueError, match="template"):
+        tune(tiny_chat(), "p_tuning", template=template)
+
+
+def test_rows_that_do_not_fit_are_told():
+    model, _ = tuned()
+    with pytest.raises(ValueError, match="names text, and this row's columns of text are question"):
+        list(once(Rank(), [{"question": "q", "choices": ["yes", "no"], "answer": 1}], model, 32))
+    with pytest.raises(ValueError, match="has 2 of its template's 3 pseudo-tokens"):
+        list(once(Classify(labels=("0", "1")), [{"text": "a lute", "label": 1}], model, 6))
+    other, _ = tuned("<p>{choices_text}")
+    with pytest.raises(ValueError, match="does not read choices_text"):
+        list(once(Rank(), [{"question": "q", "choices": ["yes", "no"], "answer": 1, "choices_text": "x"}], other, 32))
+    assert torch.isfinite(model.logits(torch.tensor([[1, 2, 3]]))).all()
