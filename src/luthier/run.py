@@ -254,23 +254,10 @@ def make(shelf: str, value: Any) -> Any:
 
 def section(shelf: str, value: Any) -> dict[str, Any]:
     made = make(shelf, value)
+    if shelf == "tuning":
+        return composition.plain(made)
     assert is_dataclass(made)
     assert not isinstance(made, type)
-def predict(folder: Path, config: Run, ready: Ready, answers: Sequence[str] = ()) -> None:
-    """predictions.jsonl: what the handed-over weights make of every held-out row. answers: what they wrote for them, if they did."""
-    from luthier.evaluation._predictions import predictions
-    from luthier.training.precision import lowered
-
-    if not ready.stream.held_out:
-        return
-    sizes = {"length": config.data.length, "micro_tokens": config.training.micro_tokens}
-    write = (lambda _: list(answers)) if answers else writer(ready)
-    writes = any(measure.of not in ("likelihood", ready.objective.predicts) for measure in ready.measures)
-    with ready.attached.running()[0], lowered(ready.model.net, config.training.precision):
-        rows = predictions(ready.model, ready.objective, ready.stream.held_out, **sizes, answer=write if writes else None)
-    folders.write_lines(folder / folders.PREDICTIONS, rows)
-
-
     return {"kind": type(made).__module__.rpartition(".")[2], **asdict(made)}
 
 
@@ -301,5 +288,3 @@ def size_of(net: Any) -> int:
 
     frozen = [module for module in net.modules() if isinstance(module, FrozenLinear)]
     return count(net.parameters()) + sum(module.in_features * module.out_features for module in frozen)
-    if shelf == "tuning":
-        return composition.plain(made)

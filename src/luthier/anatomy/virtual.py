@@ -24,12 +24,11 @@ ROOM = 1 << 16  # ids of one adapter
 class Rows(Adapter, ABC):
     """Vectors of virtual tokens: `table` gives all of them, (P, D), for the ids from `first` on.
 
-    stack: before whose texts they stand; "" for tokens that texts bring themselves, as the template says where there is one.
+    stack: before whose texts they stand; "" for tokens that texts bring themselves.
     """
 
     stack = ""
     first = FIRST
-    template = ""
 
     @abstractmethod
     def table(self) -> Tensor:
@@ -72,8 +71,8 @@ class Standing:
         if rows is None:
             chosen = self._ids(around, self.switch.every(names))
             return chosen[None].expand(texts, -1) if len(chosen) else None
-        if not any(map(len, ids)):
         ids = [self._ids(around, self.switch.flat((name,))) for name in names]
+        if not any(map(len, ids)):
             return None
         if rows.shape != (texts, 1):
             raise ValueError(
@@ -96,7 +95,6 @@ class Border:
     def __init__(self, standing: Standing, memory: Standing | None, keeps: bool):
         self.standing, self.memory, self.keeps = standing, memory, keeps
         self.inserted: Inserted | None = None
-        self.after = 0  # real tokens of a text that stand before them
 
     def enter(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         self.inserted = None
@@ -111,7 +109,7 @@ class Border:
         mask, start = given.get("attention_mask"), 0 if past is None else past.get_seq_length()
         if mask is not None and mask.dim() != 2:
             raise ValueError("virtual tokens stand before rows with plain padding masks (rows, tokens), not under other masks")
-        seen = insert(ids if start == 0 else torch.zeros_like(mask) if mask is not None else ids, mask, self.standing, self.after)
+        seen = insert(ids if start == 0 else torch.zeros_like(mask) if mask is not None else ids, mask, self.standing)
         if seen is None:
             return (), given
         given["attention_mask"] = seen.mask if mask is not None or start == 0 else None
@@ -166,28 +164,8 @@ def rows_at(anatomy: Anatomy, stack: str) -> Site:
     return site
 
 
-def stand(anatomy: Anatomy, stack: str, after: int) -> None:
-    """Where the virtual tokens of a stack stand: behind so many tokens of every text. 0: before it."""
-    if anatomy.kind:
-        hooks = (getattr(hook, "__self__", None) for hook in reader(anatomy, stack)._forward_pre_hooks.values())
-        next(border for border in hooks if isinstance(border, Border)).after = after
-    else:
-        net: Any = resolve(anatomy.root, anatomy.stacks[stack].path.rpartition(".")[0])
-        net.virtual_after = after
-
-
 def _site(anatomy: Anatomy, stack: str, path: str) -> Site:
     return Site("embed", -1, stack, path, anatomy.root, anatomy.net, anatomy.switch, around_type=RowsAround)
-def stand(anatomy: Anatomy, stack: str, after: int) -> None:
-    """Where the virtual tokens of a stack stand: behind so many tokens of every text. 0: before it."""
-    if anatomy.kind:
-        hooks = (getattr(hook, "__self__", None) for hook in reader(anatomy, stack)._forward_pre_hooks.values())
-        next(border for border in hooks if isinstance(border, Border)).after = after
-    else:
-        net: Any = resolve(anatomy.root, anatomy.stacks[stack].path.rpartition(".")[0])
-        net.virtual_after = after
-
-
 
 
 def _theirs(anatomy: Anatomy, stack: str) -> Site:
@@ -198,7 +176,7 @@ def _theirs(anatomy: Anatomy, stack: str) -> Site:
         standing = Standing(anatomy.root, site.path, stack, anatomy.switch)
         memory = Standing(anatomy.root, _embedding(anatomy, "encoder"), "encoder", anatomy.switch) if pair and stack == "decoder" else None
         border = Border(standing, memory, pair and stack == "encoder")
-        module.register_forward_pre_hook(border.enter, with_kwargs=True)
+        module.register_forward_pre_hook(border.enter, prepend=True, with_kwargs=True)
         module.register_forward_hook(border.leave)
         if pair and stack == "encoder" and "decoder" in anatomy.stacks:
             _theirs(anatomy, "decoder")

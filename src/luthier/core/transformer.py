@@ -18,8 +18,8 @@ from luthier.core.heads import KINDS, LabelHead, Pooler
 from luthier.core.norm import RMSNorm
 from luthier.core.position import Rotary, Sinusoid
 from luthier.core.recompute import recomputed
-from luthier.core.virtual import Chooser, insert
 from luthier.core.text import TEXT, Text
+from luthier.core.virtual import Chooser, insert
 
 
 class Net(nn.Module, ABC):
@@ -210,6 +210,7 @@ class Transformer(Net):
             keys = cache.keys
         else:
             place = _places(ids, keys if self.embed.pad is None else _counted(ids, keys, self.embed.pad), lengths)
+        TEXT.set(Text(place.expand(ids.shape[0], -1), keys, lengths))
         place = place if positions is None else positions
         x = self.embed(ids, place, types, **extra)
         rotation = None if self.rotary is None else self.rotary(place, x.dtype)
@@ -227,7 +228,6 @@ class Transformer(Net):
     def layers(self, x: Tensor, context: Context) -> Iterator[Tensor]:
         for layer, index in enumerate(self.order):
             if self.recompute and torch.is_grad_enabled():
-        TEXT.set(Text(place.expand(ids.shape[0], -1), keys, lengths))
                 x = recomputed(self.blocks[index], x, context, layer)
             else:
                 x = self.blocks[index](x, context, layer)

@@ -60,10 +60,10 @@ def measure(
     """The loss on normalised rows, as {"loss": nats per label}, and the figures of every measure.
 
     answer: how the model writes answers, needed by measures of texts. console: shows progress there. The net's training mode is kept.
+    Of adapters that run in parallel each is measured for itself, and the figures are their means.
     """
     for wanted in measures:
         check_fit(wanted, objective, answer is not None)
-    predicting = any(wanted.of == objective.predicts for wanted in measures)
     each = []
     for running in model.running():
         with running:
@@ -81,6 +81,7 @@ def _measured(
     answer: Answer | None,
     console: Console | None,
 ) -> dict[str, float]:
+    predicting = any(wanted.of == objective.predicts for wanted in measures)
     tally = go_over(model, objective, shown(once(objective, rows, model, length, micro_tokens), "held-out rows", console), predicting)
     written: tuple[list[str], list[str]] | None = None
     figures = {"loss": tally.loss}

@@ -82,11 +82,11 @@ class Model:
         self.attached = None
         return difference
 
-    def _tuned(self) -> Any:
-        if self.attached is None:
-            raise ValueError("this model has no adapter: tune it first (luthier.tune), or load it with adapter=FOLDER")
     def running(self) -> list[AbstractContextManager[None]]:
         """What a text runs under, once in each: as the model stands, or of adapters in parallel one after the other."""
         return [nullcontext()] if self.attached is None else self.attached.running()
 
+    def _tuned(self) -> Any:
+        if self.attached is None:
+            raise ValueError("this model has no adapter: tune it first (luthier.tune), or load it with adapter=FOLDER")
         return self.attached
