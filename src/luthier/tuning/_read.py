@@ -13,7 +13,6 @@ from luthier.core.transformer import Transformer
 from luthier.sources.directory import read_json
 from luthier.sources.model import Model
 from luthier.sources.run_folder import COMPOSITION
-from luthier.tuning._adapters import ReadLibrary
 from luthier.tuning._attached import Attached
 from luthier.tuning._compose import compose
 from luthier.tuning._composition import tree
