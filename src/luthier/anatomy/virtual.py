@@ -24,11 +24,12 @@ ROOM = 1 << 16  # ids of one adapter
 class Rows(Adapter, ABC):
     """Vectors of virtual tokens: `table` gives all of them, (P, D), for the ids from `first` on.
 
-    stack: before whose texts they stand; "" for tokens that texts bring themselves.
+    stack: before whose texts they stand; "" for tokens that texts bring themselves, as the template says where there is one.
     """
 
     stack = ""
     first = FIRST
+    template = ""
 
     @abstractmethod
     def table(self) -> Tensor:
@@ -95,6 +96,7 @@ class Border:
     def __init__(self, standing: Standing, memory: Standing | None, keeps: bool):
         self.standing, self.memory, self.keeps = standing, memory, keeps
         self.inserted: Inserted | None = None
+        self.after = 0  # real tokens of a text that stand before them
 
     def enter(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         self.inserted = None
@@ -109,7 +111,7 @@ class Border:
         mask, start = given.get("attention_mask"), 0 if past is None else past.get_seq_length()
         if mask is not None and mask.dim() != 2:
             raise ValueError("virtual tokens stand before rows with plain padding masks (rows, tokens), not under other masks")
-        seen = insert(ids if start == 0 else torch.zeros_like(mask) if mask is not None else ids, mask, self.standing)
+        seen = insert(ids if start == 0 else torch.zeros_like(mask) if mask is not None else ids, mask, self.standing, self.after)
         if seen is None:
             return (), given
         given["attention_mask"] = seen.mask if mask is not None or start == 0 else None
@@ -162,6 +164,16 @@ def rows_at(anatomy: Anatomy, stack: str) -> Site:
     site = _site(anatomy, stack, f"{stem}.embed.token" if stem else "embed.token")
     net.virtual = Standing(anatomy.root, site.path, stack, anatomy.switch)
     return site
+
+
+def stand(anatomy: Anatomy, stack: str, after: int) -> None:
+    """Where the virtual tokens of a stack stand: behind so many tokens of every text. 0: before it."""
+    if anatomy.kind:
+        hooks = (getattr(hook, "__self__", None) for hook in reader(anatomy, stack)._forward_pre_hooks.values())
+        next(border for border in hooks if isinstance(border, Border)).after = after
+    else:
+        net: Any = resolve(anatomy.root, anatomy.stacks[stack].path.rpartition(".")[0])
+        net.virtual_after = after
 
 
 def _site(anatomy: Anatomy, stack: str, path: str) -> Site:
