@@ -13,6 +13,7 @@ KINDS = {
     "classify": "sentence", "choose": "sentence", "regress": "sentence", "tag": "token", "spans": "token",
     "next_sentence": "sentence", "sentence_order": "sentence",
 }  # fmt: skip
+SENTENCE = ("classify", "choose", "regress")  # of tasks
 # Heads of pre-training beside "lm": a field of this name says that the architecture has it.
 PRETRAINING = ("next_sentence", "sentence_order", "span_boundary", "entities", "replaced")
 

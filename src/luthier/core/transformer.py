@@ -157,6 +157,7 @@ class Transformer(Net):
         self.rotary, self.relative, self.pooler = rotary, relative, pooler
         self.order = order or tuple(range(len(blocks)))
         self.pool = "last" if causal else "first"
+        self.pooled = not causal  # whether heads of sentences read their state through a pooler
         self.label_bias, self.init_std, self.poolers = label_bias, init_std, poolers or {}
         self.dropouts = dict.fromkeys(("classify", "choose", "regress", "tag"), label_dropout) | dict(dropouts or {})
         self.recompute = False
@@ -244,7 +245,7 @@ class Transformer(Net):
         if kind not in KINDS:
             raise ValueError(f"no head called {kind!r}; there are {', '.join(KINDS)}")
         parameter = self.embed.token.weight
-        pooler = self._pooler(kind) if KINDS[kind] == "sentence" and not self.causal else None
+        pooler = self._pooler(kind) if KINDS[kind] == "sentence" and self.pooled else None
         biased = KINDS if self.label_bias is True else self.label_bias or ()
         bias = kind in biased or KINDS[kind] == "token"
         head = LabelHead(self.width, labels, bias, pooler, self.dropouts.get(kind, 0.0))

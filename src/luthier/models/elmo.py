@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from luthier.core.attention import unpack_index
 from luthier.core.cache import Cache
 from luthier.core.heads import KINDS, LabelHead
-from luthier.core.names import Name
+from luthier.core.names import Name, linear
 from luthier.core.recurrence import Highway, ProjectedLSTM
 from luthier.core.transformer import Net
 from luthier.models._config import Reader
@@ -114,6 +114,8 @@ class ELMo:
                 ours, cell = f"blocks.{i}.{direction}.", f"RNN_{direction}/RNN/MultiRNNCell/Cell{i}/LSTMCell/"
                 table |= {f"{ours}gates.weight": Name(f"{cell}W_0", True), f"{ours}gates.bias": Name(f"{cell}B")}
                 table[f"{ours}project.weight"] = Name(f"{cell}W_P_0", True)
+        for kind in heads.keys() & KINDS.keys():
+            table |= linear(f"heads.{kind}.out", "qa_outputs" if kind == "spans" else "classifier", True)
         return table
 
     def aliases(self, name: str) -> str | None:
@@ -184,11 +186,13 @@ class BiLM(Net):
         *,
         lengths: tuple[int, ...] | None = None,
         cache: Cache | None = None,
+        types: Tensor | None = None,
         **others: Any,
     ) -> list[Tensor]:
         """The words' vectors (twice over) and each layer's states, layers + 1 tensors (B, T, 2P).
 
-        cache: rows go on where those of the last call ended, in both directions, as the model was trained.
+        cache: rows go on where those of the last call ended, in both directions, as the model was trained. There are no segments: types
+        change nothing.
         """
         if refused := [name for name, value in others.items() if value is not None]:
             raise ValueError(f"ELMo reads words in a row, so it takes no {' and no '.join(refused)}")

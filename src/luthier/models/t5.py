@@ -19,6 +19,7 @@ from luthier.core.names import Name
 from luthier.core.norm import RMSNorm
 from luthier.core.position import RelativeBias
 from luthier.core.transformer import Embedding, Transformer
+from luthier.models import _pair
 from luthier.models._config import STORED, Reader
 
 
@@ -40,9 +41,10 @@ class T5:
     scaled: bool = True  # the softmax reads states * width^-0.5
     start: int = 0  # the token before every target
     dropout: float = 0.1  # everywhere: embeddings, attention, sublayer outputs, inside the feed-forward, after the last norm
+    label_dropout: float = 0.0  # before the labels of a sentence, twice, or token
 
     types: ClassVar[tuple[str, ...]] = ("t5",)
-    verified: ClassVar[str] = "transformers 5.23 T5ForConditionalGeneration, fp64, T=200, both directions; untied: 4.57.6 too"
+    verified: ClassVar[str] = "transformers 5.23 T5ForConditionalGeneration and its heads, fp64, T=200, both directions; untied: 4.57.6 too"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "t5-small": {},
         "t5-base": {"width": 768, "layers": 12, "heads": 12, "hidden": 3072},
@@ -93,7 +95,7 @@ class T5:
         net = EncoderDecoder(
             self, encoder, embed, [self._block(cross=True) for _ in range(self.decoder_layers or self.layers)], norm(),
             LanguageHead(out, Scale(self.width**-0.5) if self.scaled else None), width=self.width, start=self.start, dropout=self.dropout,
-            relative=self._relative(False),
+            relative=self._relative(False), **_pair.parts(self.width, self.label_dropout),
         )  # fmt: skip
         return self._initialise(net)
 
@@ -143,10 +145,13 @@ class T5:
             scaled=scaled,
             start=read("decoder_start_token_id", None) or 0,
             dropout=read("dropout_rate", 0.1),
+            label_dropout=read("classifier_dropout", 0.0),
         )
 
     def fit(self, stored: set[str]) -> "T5":
         """The same architecture with the optional parts that a checkpoint of these tensors (canonical names) has."""
+        if any(name.startswith("encoder.") for name in stored) and not any(name.startswith("decoder.") for name in stored):
+            raise ValueError("it holds T5's encoder alone, and t5 here is both stacks; load it with transformers and pass the model object")
         return replace(self, tied=self.scaled or "lm_head.weight" not in stored)
 
     def saved(self) -> "T5":
@@ -162,6 +167,7 @@ class T5:
             "relative_attention_max_distance": self.reach, "layer_norm_epsilon": self.eps,
             "feed_forward_proj": f"gated-{act}" if self.gated else act, "tie_word_embeddings": self.scaled,
             "decoder_start_token_id": self.start, "pad_token_id": self.start, "dropout_rate": self.dropout,
+            "classifier_dropout": self.label_dropout,
         }  # fmt: skip
 
     def names(self, heads: dict[str, int]) -> dict[str, Name]:
@@ -179,10 +185,11 @@ class T5:
             parts["ffn_norm"] = f"{last}.layer_norm"
             for i in range(self.layers if stack == "encoder" else self.decoder_layers or self.layers):
                 table |= {f"{prefix}blocks.{i}.{ours}.weight": f"{stack}.block.{i}.layer.{theirs}" for ours, theirs in parts.items()}
-        return {ours: Name(f"{theirs}.weight") for ours, theirs in table.items()}
+        return {ours: Name(f"{theirs}.weight") for ours, theirs in table.items()} | _pair.names(heads)
 
     def aliases(self, name: str) -> str | None:
         """The name under which we know a stored tensor; None for copies of the shared embedding."""
+        name = name.removeprefix("transformer.")  # of the classes with heads
         if name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
             return None
         # An early converter gave the decoder's cross-attention a table of positions, which nothing reads.

@@ -17,6 +17,7 @@ from luthier.core.heads import LanguageHead
 from luthier.core.names import Name, linear
 from luthier.core.position import Sinusoid
 from luthier.core.transformer import Embedding, Transformer
+from luthier.models import _pair
 from luthier.models._config import STORED, Reader, check_even, check_heads
 
 STACKS = {"encoder.": "encoder", "": "decoder"}  # ours: Marian's
@@ -40,6 +41,7 @@ class Vaswani:
     dropout: float = 0.1  # on embeddings and sublayer outputs
     attention_dropout: float = 0.0
     ffn_dropout: float = 0.0
+    label_dropout: float = 0.0  # before the labels of a sentence, twice, or token
 
     types: ClassVar[tuple[str, ...]] = ("marian", "transformer")
     verified: ClassVar[str] = "transformers 5.23 MarianMTModel, fp64, T=200, both directions; the three sinusoid layouts by their formula"
@@ -63,7 +65,8 @@ class Vaswani:
         blocks = [self._block(cross=True) for _ in range(self.decoder_layers)]
         out = nn.Linear(self.width, self.vocab, self.head_bias)
         out.weight = token.weight
-        net = EncoderDecoder(self, encoder, embed, blocks, None, LanguageHead(out), width=self.width, start=self.start)
+        heads = _pair.parts(self.width, self.label_dropout)
+        net = EncoderDecoder(self, encoder, embed, blocks, None, LanguageHead(out), width=self.width, start=self.start, **heads)
         return self._initialise(net)
 
     def _block(self, cross: bool = False) -> PostNorm:
@@ -88,7 +91,7 @@ class Vaswani:
     def from_config(cls, config: dict[str, Any]) -> "Vaswani":
         read = Reader(config)
         if read("model_type") == "transformer":
-            return cls(**{field.name: read(field.name) for field in fields(cls)})
+            return cls(**{field.name: read(field.name, field.default) for field in fields(cls)})
         vocab, heads, hidden = read("vocab_size"), read("encoder_attention_heads"), read("encoder_ffn_dim")
         if (read("decoder_vocab_size", None) or vocab) != vocab or not read("share_encoder_decoder_embeddings", True):
             raise ValueError("config.json asks for an embedding of the decoder's own, which transformer here does not have")
@@ -112,6 +115,7 @@ class Vaswani:
             dropout=read("dropout", 0.1),
             attention_dropout=read("attention_dropout", 0.0),
             ffn_dropout=read("activation_dropout", 0.0),
+            label_dropout=read("classifier_dropout", 0.0),
         )
 
     def fit(self, stored: set[str]) -> "Vaswani":
@@ -132,6 +136,7 @@ class Vaswani:
             "decoder_ffn_dim": self.hidden, "max_position_embeddings": self.positions, "scale_embedding": self.scaled,
             "activation_function": STORED.get(self.act, self.act), "decoder_start_token_id": self.start, "pad_token_id": self.start,
             "dropout": self.dropout, "attention_dropout": self.attention_dropout, "activation_dropout": self.ffn_dropout,
+            "classifier_dropout": self.label_dropout,
             "share_encoder_decoder_embeddings": True, "tie_word_embeddings": True, "static_position_embeddings": True,
         }  # fmt: skip
 
@@ -152,7 +157,7 @@ class Vaswani:
             for i in range(layers):
                 for ours, theirs in both.items():
                     table |= linear(f"{prefix}blocks.{i}.{ours}", f"model.{stack}.layers.{i}.{theirs}", True)
-        return table
+        return table | _pair.names(heads)
 
     def aliases(self, name: str) -> str | None:
         """The name under which we know a stored tensor; None for what is not ours: the fixed position tables, the tied copies."""

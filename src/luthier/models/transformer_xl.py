@@ -15,6 +15,7 @@ from luthier.core.recurrent import Recurrent, initialise_relative
 from luthier.core.relative import RelativeAttention
 from luthier.core.transformer import Embedding, initialise
 from luthier.models._config import Reader, check_even, check_heads
+from luthier.models._llama import label_names
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class TransformerXL:
             table |= linear(f"{ours}ffn_norm", f"{theirs}pos_ff.layer_norm", True)
             table[f"{ours}attn.content"] = Name(f"{theirs}dec_attn.r_w_bias")
             table[f"{ours}attn.distance"] = Name(f"{theirs}dec_attn.r_r_bias")
-        return table
+        return table | label_names(heads)
 
     def aliases(self, name: str) -> str | None:
         """The name under which we know a stored tensor; None for what is not ours: the rates of the sinusoids, tied copies."""

@@ -17,6 +17,8 @@ def check_auxiliary(weight: float, model: Model, kind: str) -> None:
         raise ValueError(f"objective {kind}: lm_weight={weight} is negative; 0 leaves the language-model loss out")
     if weight:
         refuse_encoder(model, f"{kind} with lm_weight={weight}")
+        if model.encoder_decoder:
+            raise ValueError(f"objective {kind} with lm_weight={weight} is for decoders alone, and {model.source} has an encoder; take 0")
         if "lm" not in model.net.heads:
             raise ValueError(f"objective {kind} with lm_weight={weight} needs a language-model head, and {model.source} has none")
 

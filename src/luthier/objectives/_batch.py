@@ -39,6 +39,7 @@ class Example:
     types: list[int] | None = None  # BERT's segments
     lengths: tuple[int, ...] = ()  # of its documents; () is one document
     prompt: int = 0  # the first tokens that see each other in a causal model
+    stack: str = ""  # of an encoder-decoder: whose states of the text are read, "encoder" or "decoder"
     reference: Any = None  # what predict() is compared with
     note: Any = None  # what predict() needs to know beside the batch
     sizes: dict[str, int] = field(default_factory=dict)  # term -> what its loss is divided by, where that is not its labels
@@ -203,6 +204,7 @@ def encode(objective: "Objective", samples: Sequence[Sample], model: Model, leng
         examples = objective.examples(reading, model, length)
         for example in examples:
             example.row = reading.sample.index
+            example.stack = objective.stack if model.encoder_decoder and not objective.pairs else ""
             if template is not None:
                 _place(example, template)
         found.append(examples)

@@ -31,6 +31,7 @@ class Objective(ABC):
     predicts: ClassVar[str] = "tokens"  # what predict() finds: tokens, labels, tags, spans or values
     encodings: ClassVar[bool] = False  # whether examples() works on reading.codes, which take longer than reading.ids
     pairs: ClassVar[bool] = False  # whether it teaches an encoder-decoder: one text is read, another written
+    stack: ClassVar[str] = ""  # of an encoder-decoder: whose states of the text it reads, "encoder" or "decoder"; "": it takes none
     learns: ClassVar[str] = "text"  # what a row lacks when it has nothing to learn
 
     def prepare(self, stream: Stream) -> "Objective":
@@ -45,7 +46,7 @@ class Objective(ABC):
         """Raise ValueError where the model cannot learn this."""
         if model.tokenizer is None:
             raise ValueError(f"{model.source} has no tokenizer; name one: model: {{..., tokenizer: PATH}}")
-        if model.encoder_decoder and not self.pairs:
+        if model.encoder_decoder and not self.pairs and not self.stack:
             raise ValueError(f"objective {self.kind} needs a single stack; {model.source} is an encoder-decoder, which takes translate")
 
     @abstractmethod
@@ -70,6 +71,8 @@ class Objective(ABC):
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """Keyword arguments of net.hidden."""
         inputs = {"ids": batch.ids, "lengths": batch.lengths, **batch.extra}
+        if batch.examples and batch.examples[0].stack:
+            inputs["stack"] = batch.examples[0].stack
         return inputs if batch.prompts is None else {**inputs, "prompts": batch.prompts}
 
     def batches(self, stream: Stream, model: Model, size: Size, length: int) -> Batches:

@@ -26,6 +26,7 @@ class Choose(Objective):
     needs: ClassVar[tuple[str, ...]] = ("question", "choices", "answer")
     encodings: ClassVar[bool] = True
     predicts: ClassVar[str] = "labels"
+    stack: ClassVar[str] = "decoder"
     verified: ClassVar[str] = "transformers 5.23 BertForMultipleChoice's loss"
 
     def heads(self) -> dict[str, int]:

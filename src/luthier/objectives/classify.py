@@ -28,6 +28,7 @@ class Classify(Objective):
     needs: ClassVar[tuple[str, ...]] = ("text", "label")
     encodings: ClassVar[bool] = True
     predicts: ClassVar[str] = "labels"
+    stack: ClassVar[str] = "decoder"
     verified: ClassVar[str] = "transformers 5.23 BertForSequenceClassification's loss"
 
     def prepare(self, stream: Stream) -> "Classify":

@@ -43,6 +43,7 @@ class Extract(Objective):
     encodings: ClassVar[bool] = True
     predicts: ClassVar[str] = "spans"
     learns: ClassVar[str] = "a context"
+    stack: ClassVar[str] = "decoder"
     verified: ClassVar[str] = "transformers 5.23 BertForQuestionAnswering's loss"
 
     def heads(self) -> dict[str, int]:

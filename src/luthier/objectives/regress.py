@@ -20,6 +20,7 @@ class Regress(Objective):
     needs: ClassVar[tuple[str, ...]] = ("text", "score")
     encodings: ClassVar[bool] = True
     predicts: ClassVar[str] = "values"
+    stack: ClassVar[str] = "decoder"
     verified: ClassVar[str] = "transformers 5.23 BertForSequenceClassification's loss, one label"
 
     def heads(self) -> dict[str, int]:

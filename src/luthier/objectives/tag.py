@@ -30,6 +30,7 @@ class Tag(Objective):
     needs: ClassVar[tuple[str, ...]] = ("tokens", "tags")
     predicts: ClassVar[str] = "tags"
     learns: ClassVar[str] = "a word"
+    stack: ClassVar[str] = "encoder"
     verified: ClassVar[str] = "transformers 5.23 BertForTokenClassification's loss"
 
     def prepare(self, stream: Stream) -> "Tag":

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.cache import Cache
+from luthier.core.encoder_decoder import again
 from luthier.core.heads import KINDS, LabelHead
 from luthier.core.transformer import Net
 from luthier.data.tokenizer import Tokenizer
@@ -95,6 +96,7 @@ class Foreign(Net):
         allow: Tensor | None = None,
         decoder_ids: Tensor | None = None,
         decoder_lengths: tuple[int, ...] | None = None,
+        stack: str = "",
     ) -> Tensor:
         if cache is not None or allow is not None:
             what = "a cache" if cache is not None else "other masks than causal and padding"
@@ -105,6 +107,10 @@ class Foreign(Net):
             raise ValueError(f"{type(self.module).__name__} finds its positions by itself; leave them out")
         if prompts is not None and lengths is None:
             raise ValueError("prompts are the first tokens of packed documents: give their lengths too")
+        if stack == "encoder":
+            return self._encoder_states(ids, mask, lengths)
+        if stack:
+            decoder_ids, decoder_lengths = again(ids, self.start, mask, lengths), lengths
         if self.encoder_decoder:
             return self._decoder_states(ids, mask, decoder_ids, lengths, decoder_lengths)
         extra = {"token_type_ids": types if "token_type_ids" in self.accepts else None, "position_ids": positions}
@@ -158,6 +164,13 @@ class Foreign(Net):
             inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoder_ids}
             return self.module(**inputs, use_cache=False, output_hidden_states=True).decoder_hidden_states[-1]
         return body(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids, use_cache=False)[0]
+
+    def _encoder_states(self, ids: Tensor, mask: Tensor | None, lengths: tuple[int, ...] | None) -> Tensor:
+        encoder = self.module.get_encoder()
+        if lengths is None:
+            return encoder(input_ids=ids, attention_mask=mask)[0]
+        real, keep = _rows(ids, None, lengths)
+        return encoder(input_ids=_spread(ids[real], keep, self.pad), attention_mask=keep.long())[0][keep][None]
 
     def _prompt_mask(self, keep_RL: Tensor, prompts: tuple[int, ...]) -> Tensor:
         """(R, 1, L, L) additive: causal, but the tokens of a prompt see each other."""

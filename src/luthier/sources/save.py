@@ -79,7 +79,16 @@ def label_settings(config: Mapping[str, Any], heads: Mapping[str, int]) -> dict[
         suffixes[kind] = "DoubleHeadsModel"
     if kind == "spans" and stem.startswith("XLNet"):
         suffixes[kind] = "ForQuestionAnsweringSimple"
-    for end in ("ForCausalLM", "ForMaskedLM", "ForPreTraining", "ForNextSentencePrediction", "LMHeadModel", "Model"):
+    for end in (
+        "ForConditionalGeneration",
+        "MTModel",
+        "ForCausalLM",
+        "ForMaskedLM",
+        "ForPreTraining",
+        "ForNextSentencePrediction",
+        "LMHeadModel",
+        "Model",
+    ):
         stem = stem.removesuffix(end)
     names = {str(i): f"LABEL_{i}" for i in range(heads[kind])}
     settings = {"architectures": [stem + suffixes[kind]], "id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
