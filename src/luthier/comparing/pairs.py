@@ -54,7 +54,7 @@ def against(first: Sequence[Scored | str], other: Sequence[Scored | str]) -> Aga
     if rows < FEWEST:
         return f"fewer than {FEWEST} held-out rows"
     if all(found.values is not None and found.weights is None for a, b, _ in blocks for found in a + b):
-        return mean_against([mean(b, i) - mean(a, i) for a, b, rows in blocks for i in range(rows)])
+        return mean_against([y - x for a, b, _ in blocks for x, y in zip(means(a), means(b), strict=True)])
     return drawn_against(Difference(blocks), rows)
 
 
@@ -77,8 +77,9 @@ class Difference:
         return sum(found) / len(found)
 
 
-def mean(side: Sequence[Scored], row: int) -> float:
-    return sum(found.values[row] for found in side) / len(side)  # type: ignore[index]
+def means(side: Sequence[Scored]) -> list[float]:
+    """Of each row, over the runs."""
+    return [sum(row) / len(side) for row in zip(*(found.values or () for found in side), strict=True)]
 
 
 def scored(cell: Outcome, metric: str) -> Scored | str:
@@ -121,9 +122,10 @@ def by_measure(cell: Outcome, lines: Sequence[dict[str, Any]], split: str, metri
                     whole = measure.score(*zip(*pairs, strict=True)).get(metric)
                     if whole is None:
                         continue
-                    values = tuple(measure.score([predicted], [right])[metric] for predicted, right in pairs)
+                    known = {pair: measure.score([pair[0]], [pair[1]])[metric] for pair in set(pairs)}  # labels repeat
                 except (ValueError, TypeError, AttributeError, ZeroDivisionError):
                     continue  # not a measure of such pairs
+                values = tuple(known[pair] for pair in pairs)
                 if abs(math.fsum(values) / len(values) - whole) < 1e-9:
                     return Scored(split, len(lines), values)
                 return Scored(split, len(lines), None, None, pairs, measure, metric)

@@ -54,8 +54,8 @@ def mean_against(differences: Sequence[float], level: float = LEVEL) -> Against:
     if max(differences) - min(differences) < 1e-12:
         return Against(mean, mean, mean, float(abs(mean) < 1e-12), rows)
     total = Total.of(differences)
-    ends = [total.quantile(share) / rows for share in ((1 - level) / 2, (1 + level) / 2)]
-    return Against(mean, *ends, min(1.0, 2 * min(total.at_most(0), total.at_least(0))), rows)
+    low, high = (total.quantile(share) / rows for share in ((1 - level) / 2, (1 + level) / 2))
+    return Against(mean, low, high, min(1.0, 2 * min(total.at_most(0), total.at_least(0))), rows)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def drawn_against(difference: Callable[[list[int]], float], rows: int, level: fl
     found = sorted(value for _ in range(RESAMPLES) if math.isfinite(value := difference(rng.choices(everything, k=rows))))
     if not found:
         raise ValueError("the figure is undefined on every resample")
-    at = [found[min(len(found) - 1, int(share * len(found)))] for share in ((1 - level) / 2, (1 + level) / 2)]
+    low, high = (found[min(len(found) - 1, int(share * len(found)))] for share in ((1 - level) / 2, (1 + level) / 2))
     sides = sum(value <= 0 for value in found), sum(value >= 0 for value in found)
     # counting what was observed as one more draw, so that no p is zero
-    return Against(difference(list(everything)), *at, min(1.0, 2 * (min(sides) + 1) / (len(found) + 1)), rows)
+    return Against(difference(list(everything)), low, high, min(1.0, 2 * (min(sides) + 1) / (len(found) + 1)), rows)

@@ -22,7 +22,18 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line torn by a killed process is left out."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    try:
+        found = json.loads(f"[{','.join(lines)}]")  # all at once takes a third of the time
+    except json.JSONDecodeError:
+        found = []
+    return found if len(found) == len(lines) else _one_by_one(path, lines)
+
+
+def _one_by_one(path: Path, lines: list[str]) -> list[dict[str, Any]]:
     found = []
     for i, line in enumerate(lines):
         try:
