@@ -43,7 +43,7 @@ def test_the_folder_is_the_whole_story(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     assert result.folder == folder
     assert result.path == folder / "adapter"
-    names = {"config.yaml", "manifest.json", "metrics.jsonl", "checkpoints", "adapter", "result.json", "report.html"}
+    names = {"config.yaml", "manifest.json", "metrics.jsonl", "checkpoints", "adapter", "predictions.jsonl", "result.json", "report.html"}
     assert names == {path.name for path in folder.iterdir()}
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["training"]["betas"] == [0.9, 0.999]

@@ -149,6 +149,9 @@ class ToyAttached:
         fast = {"norm.bias": found["norm.bias"]}
         return [Group("net", {name: found[name] for name in ("token.weight", "mix.weight", "mix.bias")}), Group("fast", fast, rate=0.05)]
 
+    def begin(self, steps: int) -> None:
+        pass
+
     def penalty(self) -> Tensor | None:
         return 1e-3 * self.net.mix.weight.square().sum()
 

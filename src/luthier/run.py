@@ -3,10 +3,10 @@
     result = run(Run.from_yaml("run.yaml", ["training.rate=1e-4"]))
 
 The run's folder is the whole story: config.yaml (every default filled in), manifest.json, metrics.jsonl, checkpoints/, adapter/ or
-model/, result.json, report.html.
+model/, predictions.jsonl, result.json, report.html.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,13 @@ from luthier.training.settings import Training
 from luthier.tuning import _composition as composition
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from luthier.data.stream import Stream
     from luthier.objectives._objective import Objective
     from luthier.sources.model import Model
-    from luthier.training.loop import Evaluate, History
+    from luthier.training.loop import Evaluate, History, Line
+    from luthier.training.stop import Stop
     from luthier.tuning._attached import Attached
 
 
@@ -100,15 +103,33 @@ def run(config: Run, resume: str | Path | None = None, dry_run: bool = False) ->
     checked, nothing trained or written. ValueError or OSError for what is wrong with the input, RunFailed when the run itself fails,
     Interrupted after Ctrl-C.
     """
+    from luthier.training.loop import last
+
+    return last(steps(config, resume, dry_run))
+
+
+def steps(
+    config: Run,
+    resume: str | Path | None = None,
+    dry_run: bool = False,
+    make_ready: "Callable[[Run], Ready] | None" = None,
+    console: "Console | None" = None,
+    stop: "Stop | None" = None,
+) -> "Generator[Line, None, Result]":
+    """`run`, pausing after every step, so that several runs may take turns.
+
+    make_ready: `prepare`, or what shares parts with other runs. console: where progress is shown. stop: who asks the run to end; left
+    out, it listens for Ctrl-C itself.
+    """
     from luthier import doctor, report
     from luthier.training import checkpoint
-    from luthier.training.loop import train
+    from luthier.training.loop import steps as training_steps
     from luthier.training.random import seed_all
 
     folder = Path(config.output).expanduser()
     folders.check(folder, resume)
     start = folders.start(folder, resume, checkpoint.newest(folder / folders.CHECKPOINTS))
-    ready = prepare(config)
+    ready = (make_ready or prepare)(config)
     findings = doctor.check(config, ready.model, ready.stream, ready.objective)
     doctor.refuse(findings)
     result = Result(folder, count(ready.attached.parameters.values()), size_of(ready.model.net))
@@ -119,21 +140,27 @@ def run(config: Run, resume: str | Path | None = None, dry_run: bool = False) ->
     seed_all(config.seed)
     batches = ready.objective.batches(ready.stream, ready.model, size(config.training), config.data.length)
     parts = (ready.model, ready.attached, ready.objective, batches, config.training, folder)
-    history = train(*parts, evaluate=evaluation(config, ready), resume=start)
+    answers: list[str] = []
+    evaluate = evaluation(config, ready, answers)
+    history = yield from training_steps(*parts, evaluate=evaluate, resume=start, console=console, stop=stop)
     ask(folder, "after", config, ready)
+    predict(folder, config, ready, answers if config.training.result == "last" else [])
     result = Result(folder, result.trainable, result.parameters, history, hand_over(folder, ready))
     folders.write_json(folder / folders.RESULT, summary(result))
     report.write(folder)
     return result
 
 
-def prepare(config: Run) -> Ready:
-    """Model, tuning, objective and data, made from their settings and fitted to each other."""
+def prepare(config: Run, stream: "Stream | None" = None, model: "Model | None" = None, drawn: dict[str, Any] | None = None) -> Ready:
+    """Model, tuning, objective and data, made from their settings and fitted to each other.
+
+    stream, model: where they are open already, the stream at its start and the model as `base` loads it. drawn: the state of the random
+    generators behind that, where it took random numbers.
+    """
     from luthier.data.stream import open_stream
     from luthier.data.template import choose
     from luthier.evaluation._measure import check_fit
-    from luthier.training.random import seed_all
-    from luthier.tuning._load import load
+    from luthier.training.random import restore, seed_all
     from luthier.tuning._tune import tune
 
     for folder in config.plugins:
@@ -141,13 +168,13 @@ def prepare(config: Run) -> Ready:
     objective, method = make("objectives", config.objective), make("tuning", config.tuning)
     measures = [make("evaluation", measure) for measure in config.evaluation]
     seed_all(config.seed)
-    stream = open_stream(config.data, config.seed)
+    stream = stream or open_stream(config.data, config.seed)
     check_held_out(config, stream)
-    model = load(config.model, device=device(config.device))
+    model = model or base(config)
+    if drawn is not None:
+        restore(drawn)
     if config.data.template is not None and model.tokenizer is not None:
         model.template = choose(config.data.template, model.tokenizer)
-    if model.attached is not None:  # the model is another run's adapter on its base: this run starts from both
-        model.merge()
     objective = objective.prepare(stream)
     for measure in measures:
         check_fit(measure, objective, answers=True)
@@ -155,6 +182,16 @@ def prepare(config: Run) -> Ready:
         if kind not in model.net.heads:
             model.net.add_head(kind, labels)
     return Ready(model, tune(model, method), objective, stream, measures)  # type: ignore[arg-type]  # cached_property is a property
+
+
+def base(config: Run) -> "Model":
+    """The model that the run starts from; another run's adapter is folded into its base."""
+    from luthier.tuning._load import load
+
+    model = load(config.model, device=device(config.device))
+    if model.attached is not None:
+        model.merge()
+    return model
 
 
 def check_held_out(config: Run, stream: "Stream") -> None:
@@ -171,23 +208,29 @@ def check_held_out(config: Run, stream: "Stream") -> None:
             )
 
 
-def evaluation(config: Run, ready: Ready) -> "Evaluate | None":
-    """The held-out loss and every measure, as a function for the loop; None where nothing is held out."""
+def evaluation(config: Run, ready: Ready, answers: list[str] | None = None) -> "Evaluate | None":
+    """The held-out loss and every measure, as a function for the loop; None where nothing is held out.
+
+    answers: takes what the model wrote in the last evaluation, where a measure compares texts.
+    """
     from luthier.evaluation._measure import measure
 
     if not ready.stream.held_out:
         return None
     sizes = {"length": config.data.length, "micro_tokens": config.training.micro_tokens}
-    return partial(measure, ready.model, ready.objective, ready.stream.held_out, ready.measures, **sizes, answer=writer(ready))
+    return partial(measure, ready.model, ready.objective, ready.stream.held_out, ready.measures, **sizes, answer=writer(ready, answers))
 
 
-def writer(ready: Ready) -> Callable[[Sequence[Any]], list[str]]:
-    """Conversations to the model's likeliest answers."""
+def writer(ready: Ready, answers: list[str] | None = None) -> Callable[[Sequence[Any]], list[str]]:
+    """Conversations to the model's likeliest answers, which `answers` takes too."""
 
     def write(conversations: Sequence[Any]) -> list[str]:
         from luthier.sources.generate import generate_texts
 
-        return generate_texts(ready.model, list(conversations), max_tokens=128, temperature=0.0)
+        written = generate_texts(ready.model, list(conversations), max_tokens=128, temperature=0.0)
+        if answers is not None:
+            answers[:] = written
+        return written
 
     return write
 
@@ -207,6 +250,21 @@ def ask(folder: Path, when: str, config: Run, ready: Ready) -> None:
     with first, evaluating(ready.model), lowered(ready.model.net, config.training.precision if when == "after" else "fp32"):
         answers = writer(ready)([asked for asked, _ in cut])
     folders.write_json(path, [{**sample, when: answer.strip()} for sample, answer in zip(samples, answers, strict=True)])
+
+
+def predict(folder: Path, config: Run, ready: Ready, answers: Sequence[str] = ()) -> None:
+    """predictions.jsonl: what the handed-over weights make of every held-out row. answers: what they wrote for them, if they did."""
+    from luthier.evaluation._predictions import predictions
+    from luthier.training.precision import lowered
+
+    if not ready.stream.held_out:
+        return
+    sizes = {"length": config.data.length, "micro_tokens": config.training.micro_tokens}
+    write = (lambda _: list(answers)) if answers else writer(ready)
+    writes = any(measure.of not in ("likelihood", ready.objective.predicts) for measure in ready.measures)
+    with ready.attached.running()[0], lowered(ready.model.net, config.training.precision):
+        rows = predictions(ready.model, ready.objective, ready.stream.held_out, **sizes, answer=write if writes else None)
+    folders.write_lines(folder / folders.PREDICTIONS, rows)
 
 
 def describe(folder: Path, config: Run, ready: Ready) -> None:
@@ -239,6 +297,7 @@ def summary(result: Result) -> dict[str, Any]:
     assert result.history is not None
     assert result.path is not None
     sizes = {"trainable": result.trainable, "parameters": result.parameters, "memory_bytes": peak_bytes()}
+    sizes["artefact_bytes"] = sum(path.stat().st_size for path in result.path.rglob("*") if path.is_file())
     return {**asdict(result.history), **sizes, "path": result.path.name}
 
 

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from luthier.core.transformer import Net
 from luthier.data.stream import Sample, Stream
 from luthier.objectives._batch import Batch, Example, Reading, Size, Term, quoted
 from luthier.objectives._batches import Batches
@@ -32,6 +33,7 @@ class Objective(ABC):
     encodings: ClassVar[bool] = False  # whether examples() works on reading.codes, which take longer than reading.ids
     pairs: ClassVar[bool] = False  # whether it teaches an encoder-decoder: one text is read, another written
     stack: ClassVar[str] = ""  # of an encoder-decoder: whose states of the text it reads, "encoder" or "decoder"; "": it takes none
+    together: ClassVar[bool] = False  # whether the loss is no sum over examples, so that a step's examples need one forward pass
     learns: ClassVar[str] = "text"  # what a row lacks when it has nothing to learn
 
     def prepare(self, stream: Stream) -> "Objective":
@@ -57,6 +59,10 @@ class Objective(ABC):
     def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:
         """What is learnt from a sample in documents of at most `length` tokens; [] for nothing."""
 
+    def forward(self, net: Net, batch: Batch) -> Any:
+        """What `loss` and `predict` are given: the final hidden states; objectives of several passes write their own."""
+        return net.hidden(**self.inputs(batch))
+
     @abstractmethod
     def loss(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> dict[str, Term]:
         """Named terms from hidden (1, N, D), the final hidden states."""
@@ -64,6 +70,10 @@ class Objective(ABC):
     @abstractmethod
     def predict(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> list[Any]:
         """One prediction per example, in the form of its reference."""
+
+    def sure(self, hidden: Any, heads: nn.ModuleDict, batch: Batch) -> list[float | None]:
+        """How probable the model takes each prediction to be, 0 to 1; None where it does not say."""
+        return [None] * batch.rows
 
     def references(self, batch: Batch) -> list[Any]:
         return [example.reference for example in batch.examples]

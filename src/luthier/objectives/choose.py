@@ -57,6 +57,9 @@ class Choose(Objective):
     def predict(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> list[int]:
         return _scores(hidden, heads, batch).argmax(-1).tolist()
 
+    def sure(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> list[float | None]:
+        return _scores(hidden, heads, batch).softmax(-1).amax(-1).tolist()
+
 
 def _scores(hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> Tensor:
     """(questions, most choices); -inf where a question has fewer."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from luthier.data.stream import Sample, Stream
 from luthier.objectives._auxiliary import auxiliary, check_auxiliary, with_next_tokens
-from luthier.objectives._batch import Batch, Example, Reading, Term
+from luthier.objectives._batch import Batch, Example, Reading, Term, wide
 from luthier.objectives._labels import class_loss, every_row, number_of, sorted_labels
 from luthier.objectives._objective import Objective
 from luthier.objectives._sentence import added, sentence, together
@@ -59,3 +59,6 @@ class Classify(Objective):
 
     def predict(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> list[str]:
         return [self.labels[i] for i in heads["classify"](added(hidden, batch, "classify")).argmax(-1).tolist()]
+
+    def sure(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> list[float | None]:
+        return wide(heads["classify"](added(hidden, batch, "classify"))).softmax(-1).amax(-1).tolist()

@@ -5,13 +5,14 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from luthier.config import dump, plain, read_yaml
 
 CONFIG, MANIFEST, RESULT, CHECKPOINTS = "config.yaml", "manifest.json", "result.json", "checkpoints"
+PREDICTIONS = "predictions.jsonl"
 PACKAGES = ("luthier", "torch", "tokenizers", "safetensors", "numpy")
 # What may differ when a run goes on: how long, where, what is kept and looked at; not what the weights depend on.
 FREE = (
@@ -47,10 +48,9 @@ def start(folder: Path, resume: str | Path | None, newest: Path | None) -> Path 
 
 def check_same(folder: Path, settings: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
     """Refuses to resume with other settings or other data, naming each."""
-    before, now = flat(read_yaml(folder / CONFIG).values), flat(plain(settings))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key) and not _free(key)]
+    changed = [words for key, words in changes(folder, settings).items() if not free(key)]
     if changed:
-        told = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed)
+        told = "; ".join(changed)
         raise ValueError(f"{folder / CONFIG}: the run was started with other settings: {told}. Change them back, or choose another output")
     old = json.loads((folder / MANIFEST).read_text(encoding="utf-8")) if (folder / MANIFEST).is_file() else {}
     for key in ("data", "tokenizer", "template"):
@@ -58,7 +58,15 @@ def check_same(folder: Path, settings: Mapping[str, Any], manifest: Mapping[str,
             raise ValueError(f"{folder / MANIFEST}: the {key} changed since the run began; put it back, or choose another output")
 
 
-def _free(key: str) -> bool:
+def changes(folder: Path, settings: Mapping[str, Any], without: Sequence[str] = ()) -> dict[str, str]:
+    """The settings that differ from those a run was started with: by key, in words."""
+    before, now = flat(read_yaml(folder / CONFIG).values), flat(plain(settings))
+    keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key) and key not in without]
+    return {key: f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in keys}
+
+
+def free(key: str) -> bool:
+    """Whether a setting may differ when a run goes on."""
     return any(key == free or key.startswith(free + ".") for free in FREE)
 
 
@@ -95,6 +103,11 @@ def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
 
 def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(plain(values), indent=1, ensure_ascii=False) + "\n")
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A JSON object a line."""
+    write_text(path, "".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows))
 
 
 def write_text(path: Path, text: str) -> None:

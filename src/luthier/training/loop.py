@@ -3,10 +3,11 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -20,7 +21,7 @@ from luthier.training.precision import LossScale, lowered, settle
 from luthier.training.schedule import factor
 from luthier.training.settings import Training
 from luthier.training.state import State
-from luthier.training.stop import Interrupted, watched
+from luthier.training.stop import Interrupted, Stop, watched
 
 if TYPE_CHECKING:
     from luthier.objectives._batch import Batch
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from luthier.tuning._attached import Attached
 
 Evaluate = Callable[[], dict[str, float]]  # figures on held-out rows; "loss" is one of them
+Line = dict[str, Any]  # what there is to log about a step
+Returned = TypeVar("Returned")
 
 
 @dataclass(frozen=True)
@@ -60,22 +63,49 @@ def train(
     resume: a checkpoint of the same run; the result then equals the uninterrupted run's to the bit. Raises RunFailed when a figure is no
     longer finite or the disk is full, Interrupted after Ctrl-C (a checkpoint is written first).
     """
+    return last(steps(model, attached, objective, batches, training, folder, evaluate, resume, console))
+
+
+def last(going: Generator[Any, None, Returned]) -> Returned:
+    """Goes through all of it; what it returns."""
+    while True:
+        try:
+            next(going)
+        except StopIteration as end:
+            return end.value
+
+
+def steps(
+    model: "Model",
+    attached: "Attached",
+    objective: "Objective",
+    batches: "Batches",
+    training: Training,
+    folder: Path,
+    evaluate: Evaluate | None = None,
+    resume: Path | None = None,
+    console: Console | None = None,
+    stop: Stop | None = None,
+) -> Generator[Line, None, History]:
+    """`train`, pausing after every step: several runs may take turns. stop: who asks this one to end; left out, it listens for Ctrl-C itself."""
     model.net.recompute = training.recompute  # type: ignore[assignment]
     settle(model.net, training.precision)
     model.net.fuse()
-    steps = training.steps if training.steps is not None else count_steps(batches, training.epochs or 0)
+    count = training.steps if training.steps is not None else count_steps(batches, training.epochs or 0)
+    attached.begin(count)
     state = State.fresh(attached, batches, training, folder)
     if resume is not None:
-        _go_on(state, resume, folder, steps)
+        _go_on(state, resume, folder, count)
     folder.mkdir(parents=True, exist_ok=True)
     logs.cut(folder / logs.NAME, state.record.step if resume else -1)
-    with watched() as stop, logs.Log(folder, steps, state.record.step, training.tensorboard, console) as log:
-        run = _Run(model.net, objective, state, training, folder, evaluate, steps, log)
+    listening = watched() if stop is None else nullcontext(stop)
+    with listening as stop, logs.Log(folder, count, state.record.step, training.tensorboard, console) as log:
+        run = _Run(model.net, objective, state, training, folder, evaluate, count, log)
         run.begin()
-        while state.record.step < steps:
+        while state.record.step < count:
             if stop.asked:
-                raise Interrupted(f"stopped after step {state.record.step} of {steps}; {run.save()} holds it; go on with --resume auto")
-            run.step()
+                raise Interrupted(f"stopped after step {state.record.step} of {count}; {run.save()} holds it; go on with --resume auto")
+            yield {"steps": count, **run.step()}
         run.end()
     record = state.record
     after = record.best if training.result == "best" and record.best else record.latest
@@ -117,7 +147,7 @@ class _Run:
             self.log.write({"step": 0, **figures})
             self.log.show({"step": 0, **figures})
 
-    def step(self) -> None:
+    def step(self) -> Line:
         begun, record, training = time.monotonic(), self.state.record, self.training
         figures = advance(self.net, self.objective, self.state, training, self.steps, self.last_good)
         seconds = time.monotonic() - begun
@@ -135,6 +165,7 @@ class _Run:
         self.log.show(line)
         if self.due(training.save_every) or record.best is not best:
             self.save()
+        return line
 
     def due(self, every: int) -> bool:
         step = self.state.record.step
