@@ -219,8 +219,12 @@ def set_value(document: Document, override: str) -> None:
     if not equals or not name.strip():
         raise ValueError(f"override {override!r} must look like training.rate=1e-4")
     place = f"override {override}"
-    value = parse(text, place).values
-    *sections, last = name.strip().split(".")
+    put(document, name.strip().split("."), parse(text, place).values, place)
+
+
+def put(document: Document, keys: Sequence[str], value: Any, place: str) -> None:
+    """Sets a value, which from now on stands at `place`; sections on the way that are not there are made."""
+    *sections, last = keys
     spot, at = document.values, ()
     for key in sections:
         index = step(spot, key, at, place)

@@ -1,0 +1,370 @@
+"""A grid: methods x seeds x further axes over one run file; strict like a run file. Importing this imports neither torch nor pydantic.
+
+    grid = Grid.from_yaml("grid.yaml", ["seeds=[0, 1]"])
+
+A cell is a run of its own: the run file, then `set`, then the cell's place on the axes of `vary`, then the method as its tuning with the
+method's own `set`, then the seed. An axis `tuning.rank` is for the methods that have a rank; the others have one place on it.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from luthier import config as yaml
+from luthier import lookup
+from luthier.config import Document
+from luthier.declaration import read
+from luthier.lookup import find, shelf_of, suggest
+from luthier.run import Run
+from luthier.schema import Address, Mistake, mistakes, show, spell
+
+HERE, RUN = Path(__file__), Path(__file__).parents[1] / "run.py"
+OWN = ("seed", "output", "tuning")  # what a grid itself sets in a run
+SECTIONS = ("set", "vary", "search")  # whose keys are a run's
+SHARE = 0.1  # of the training rows, for a search
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid file. Keys of a run are written with dots: training.rate."""
+
+    output: str  # the folder for everything the grid writes
+    methods: dict[str, Any]  # name -> a tuning section, with `set:` of run keys for this method alone
+    run: str | dict[str, Any]  # a run file, relative to this one; or its sections
+    set: dict[str, Any] = field(default_factory=dict)  # run keys on top of it
+    seeds: tuple[int, ...] = (0,)
+    vary: dict[str, Any] = field(default_factory=dict)  # further axes: a run's key -> its values
+    search: dict[str, Any] = field(default_factory=dict)  # a run's key -> values, or {low, high, log}; trials, on, share
+    metric: str = ""  # what the table is sorted and tested by; the first measure, else loss
+    workers: int = 1  # processes
+    ray: bool = False  # cells as tasks of a Ray cluster (pip install luthier[ray])
+    together: int = 0  # runs that take turns in a process; 0: as many as its memory holds
+    latency: bool = True  # seconds that a token takes, measured after each run
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Grid":
+        """Reads a grid file, with `a.b=c` set on top. ValueError holds every mistake of it and of its runs, each with its line."""
+        return read_grid(path, overrides)[0]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid. point: its values on the axes of `vary`; document: the run as if it were a file."""
+
+    name: str
+    method: str
+    seed: int
+    point: Mapping[str, Any]
+    document: Document = field(repr=False)
+
+    def run(self, output: Path) -> Run:
+        """The run, checked. ValueError where a value does not do."""
+        document = changed(self.document, {"output": str(output / "cells" / self.name)}, "")
+        return yaml.build(Run, document.values, document.where)
+
+
+def read_grid(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Grid, list[Cell]]:
+    """A grid file and its cells. ValueError holds every mistake."""
+    return parts(yaml.read_yaml(path, overrides), Path(path).parent)
+
+
+def made(grid: Grid) -> list[Cell]:
+    """The cells of a grid written in Python; paths are relative to the working folder."""
+    values = {name: value for name, value in vars(grid).items() if value or name in ("ray", "latency")}
+    return parts(Document("the grid", yaml.plain(values)), Path())[1]
+
+
+def parts(document: Document, beside: Path) -> tuple[Grid, list[Cell]]:
+    for section in SECTIONS:
+        dotted(document, (section,))
+    for method in document.values.get("methods") or ():
+        dotted(document, ("methods", method, "set"))
+    fields = [each.name for each in read(HERE, "Grid").fields]
+    found = list(mistakes(document.values, HERE, "Grid"))
+    if any(each.address[:1] not in [(key,) for key in document.values if key not in fields] for each in found):
+        refuse(said(document, found))  # what is of the wrong kind cannot be looked into
+    grid = grid_of({key: value for key, value in document.values.items() if key in fields})
+    base = base_of(grid, document, beside)
+    for folder in base.values.get("plugins") or ():
+        lookup.add_folder(str(folder))
+    own = list(own_mistakes(grid))
+    cells = [] if own else list(cells_of(grid, document, base))
+    told = said(document, [*found, *own, *metric_mistakes(grid, base), *twice(cells)])
+    for run in to_check(grid, document, base):
+        told |= said(run, [*mistakes(run.values, RUN, "Run"), *missing(run)])
+    refuse(told)
+    return grid, cells
+
+
+def dotted(document: Document, at: Address) -> None:
+    """Keys of a run as they are written in full, {training: {rate: 1}} as {training.rate: 1}, within a section of the document."""
+    *above, name = at
+    spot = document.values
+    for key in above:
+        spot = spot.get(key) if isinstance(spot, Mapping) else None
+    if not isinstance(spot, dict) or not isinstance(spot.get(name), Mapping):
+        return
+    found = {".".join(map(str, inner)): (value, (*at, *inner)) for inner, value in leaves(spot[name])}
+    document.places |= {(*at, key): document.place(place) for key, (_, place) in found.items()}
+    spot[name] = {key: value for key, (value, _) in found.items()}
+
+
+def leaves(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value and not {"low", "high"} & set(value):
+            yield from (((key, *inner), leaf) for inner, leaf in leaves(value))
+        else:
+            yield (key,), value
+
+
+def grid_of(values: Mapping[str, Any]) -> Grid:
+    """Numbers may be written as text, as in run files."""
+    whole = {name: int(float(values[name])) for name in ("workers", "together") if name in values}
+    seeds = {"seeds": tuple(int(float(seed)) for seed in values["seeds"])} if "seeds" in values else {}
+    return Grid(**{**values, **whole, **seeds})
+
+
+# What a grid's cells are
+
+
+def base_of(grid: Grid, document: Document, beside: Path) -> Document:
+    """The run without a method: of its own file, or of the section in the grid."""
+    if isinstance(grid.run, str):
+        path = Path(grid.run).expanduser()
+        base = yaml.read_yaml(path if path.is_absolute() else beside / path)
+    else:
+        places = {at[1:]: document.where(at) for at in document.places if at[:1] == ("run",)}
+        base = Document(document.file, deepcopy(grid.run), places)
+    for key, value in grid.set.items():
+        base = changed(base, {key: value}, document.where(("set", key)))
+    return base
+
+
+def cells_of(grid: Grid, document: Document, base: Document) -> Iterator[Cell]:
+    """Seed by seed, in the order of the methods."""
+    for seed in grid.seeds:
+        for method, point in places(grid):
+            made = with_method(grid, document, base, method, point)
+            made = changed(made, {"seed": seed}, document.where(("seeds",)))
+            words = [method, *(f"{key.rpartition('.')[2]}{label(value, grid.vary[key])}" for key, value in point.items()), f"seed{seed}"]
+            yield Cell(re.sub(r"[^\w.+-]+", "_", "-".join(words)), method, seed, point, made)
+
+
+def places(grid: Grid) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(method, its values on the axes) of one seed."""
+    for method, section in grid.methods.items():
+        axes = {key: values for key, values in grid.vary.items() if applies(key, section)}
+        for values in product(*axes.values()):
+            yield method, dict(zip(axes, values, strict=True))
+
+
+def with_method(grid: Grid, document: Document, base: Document, method: str, point: Mapping[str, Any]) -> Document:
+    section = grid.methods[method]
+    own = own_of(section)
+    section = {"kind": section} if isinstance(section, str) else {key: value for key, value in section.items() if key != "set"}
+    at = ("methods", method)
+    document_of = changed(base, {"tuning": deepcopy(section)}, document.where(at))
+    inner = {("tuning", *rest[2:]): document.where(rest) for rest in document.places if rest[:2] == at and len(rest) > 2}
+    document_of.places |= inner
+    for key, value in own.items():
+        document_of = changed(document_of, {key: value}, document.where((*at, "set", key)))
+    for key, value in point.items():
+        document_of = changed(document_of, {key: value}, document.where(("vary", key)))
+    return document_of
+
+
+def own_of(section: Any) -> Any:
+    """The run keys of one method alone."""
+    return {} if isinstance(section, str) else section.get("set") or {}
+
+
+def applies(key: str, section: Any) -> bool:
+    """Whether a method has this setting; settings that are not the tuning's are everyone's."""
+    first, _, name = key.partition(".")
+    if first != "tuning":
+        return True
+    kind = section if isinstance(section, str) else section.get("kind", "")
+    try:
+        known = read(find(shelf_of("tuning", kind), kind))
+    except (ValueError, StopIteration):
+        return True  # said where the method is checked
+    return name.partition(".")[0] in [each.name for each in known.fields]
+
+
+def changed(document: Document, values: Mapping[str, Any], place: str) -> Document:
+    """A copy with these keys set, each standing at `place`."""
+    made = Document(document.file, deepcopy(document.values), dict(document.places))
+    for key, value in values.items():
+        yaml.put(made, key.split("."), value, place or f"{key}={value}")
+    return made
+
+
+def label(value: Any, among: Sequence[Any]) -> str:
+    """A value as a part of a name: of a path its stem, where that tells it from the others."""
+    short = [Path(str(each)).stem if isinstance(each, str) and "/" in each else str(each) for each in among]
+    return short[list(among).index(value)] if len(set(short)) == len(short) else str(value)
+
+
+# What is refused
+
+
+def own_mistakes(grid: Grid) -> Iterator[Mistake]:
+    for name, section in grid.methods.items():
+        if not re.fullmatch(r"[\w.+-]+", name):
+            yield Mistake(("methods", name), f"a method cannot be called {name!r}: its name is a folder's, so letters, digits and _ . + -")
+        if isinstance(section, Mapping):
+            yield from keys_mistakes(("methods", name, "set"), own_of(section), grid)
+        elif not isinstance(section, str):
+            yield Mistake(("methods", name), f"methods.{name} must be a tuning section or its name, got {show(section)}")
+    if not grid.methods:
+        yield Mistake(("methods",), "methods is empty; name one at least")
+    if not grid.seeds or len(set(grid.seeds)) < len(grid.seeds):
+        yield Mistake(("seeds",), f"seeds={list(grid.seeds)}: give one at least, and each once")
+    yield from keys_mistakes(("set",), grid.set, grid)
+    yield from axes_mistakes(grid)
+    yield from search_mistakes(grid)
+    if grid.workers < 1 or grid.together < 0:
+        yield Mistake(("workers",), f"workers={grid.workers} must be above 0, and together={grid.together} not below")
+
+
+def keys_mistakes(at: Address, values: Any, grid: Grid) -> Iterator[Mistake]:
+    if not isinstance(values, Mapping):
+        yield Mistake(at, f"{spell(at)} must be a section (key: value), got {show(values)}")
+        return
+    for key in values:
+        if key.partition(".")[0] in OWN and (key.partition(".")[0] != "tuning" or at == ("set",)):
+            yield Mistake((*at, key), f"{key} in {spell(at)}: the grid sets it itself, from methods, seeds and output")
+        for axes, where in ((grid.vary, "vary"), (grid.search, "search")):
+            if key in axes:
+                yield Mistake((*at, key), f"{key} stands in {spell(at)} and in {where}; leave one out")
+
+
+def axes_mistakes(grid: Grid) -> Iterator[Mistake]:
+    for where, axes in (("vary", grid.vary), ("search", searched(grid))):
+        for key, values in axes.items():
+            at = (where, key)
+            span = where == "search" and isinstance(values, Mapping)
+            if key.partition(".")[0] in ("seed", "output") or key == "tuning":
+                yield Mistake(at, f"{spell(at)}: the grid sets {key} itself, from methods, seeds and output")
+            elif span and (set(values) - {"low", "high", "log"} or not numbers(values)):
+                yield Mistake(at, f"{spell(at)} must be a list of values or {{low: 1e-4, high: 1e-2, log: true}}, got {dict(values)}")
+            elif not span and (not isinstance(values, list | tuple) or not values):
+                yield Mistake(at, f"{spell(at)} must be a list of values, got {show(values)}")
+            elif not span and any(values.index(value) < i for i, value in enumerate(values)):
+                yield Mistake(at, f"{spell(at)} has a value twice: {list(values)}")
+            elif not any(applies(key, section) for section in grid.methods.values()):
+                yield Mistake(at, f"{spell(at)}: no method has the setting {key}")
+            elif where == "search" and key in grid.vary:
+                yield Mistake(at, f"{key} stands in vary and in search; leave one out")
+
+
+def numbers(span: Mapping[str, Any]) -> bool:
+    low, high = span.get("low"), span.get("high")
+    return all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high)) and low < high
+
+
+def searched(grid: Grid) -> dict[str, Any]:
+    """The axes of the search."""
+    return {key: value for key, value in grid.search.items() if key not in ("trials", "on", "share")}
+
+
+def search_mistakes(grid: Grid) -> Iterator[Mistake]:
+    if not grid.search:
+        return
+    trials, share, axes = grid.search.get("trials"), grid.search.get("share", SHARE), searched(grid)
+    if not axes:
+        yield Mistake(("search",), "search names no setting; write for example training.rate: [1e-4, 1e-3]")
+    if trials is not None and (not isinstance(trials, int) or isinstance(trials, bool) or trials < 1):
+        yield Mistake(("search", "trials"), f"search.trials must be a whole number above 0, got {show(trials)}")
+    if trials is None and any(isinstance(values, Mapping) for values in axes.values()):
+        yield Mistake(("search",), "search has a range from low to high, so it needs trials: how many values each method may try")
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+        yield Mistake(("search", "share"), f"search.share={share}: a share of the training rows, between 0 and 1")
+
+
+def to_check(grid: Grid, document: Document, base: Document) -> Iterator[Document]:
+    """Runs that show every mistake: each method with the first value of each axis, and with each other value."""
+    axes = {("vary", key): values for key, values in grid.vary.items()} | {
+        ("search", key): values for key, values in searched(grid).items()
+    }
+    lists = {at: list(values) for at, values in axes.items() if isinstance(values, list | tuple) and values}
+    lists |= {at: [values["low"]] for at, values in axes.items() if isinstance(values, Mapping) and numbers(values)}
+    for method, section in grid.methods.items():
+        mine = {at: values for at, values in lists.items() if applies(at[1], section)}
+        if not isinstance(section, str | Mapping) or not isinstance(own_of(section), Mapping):
+            continue
+        first = changed(with_method(grid, document, base, method, {}), {"output": grid.output, "seed": 0}, document.where(()))
+        for at, values in mine.items():
+            first = changed(first, {at[1]: values[0]}, document.where(at))
+        yield first
+        yield from (changed(first, {at[1]: value}, document.where(at)) for at, values in mine.items() for value in values[1:])
+
+
+def missing(document: Document) -> Iterator[Mistake]:
+    """Files that are not there."""
+    data, model = document.values.get("data"), document.values.get("model")
+    if isinstance(data, Mapping):
+        paths = data.get("path")
+        entries = {("data", "path"): paths} if isinstance(paths, str) else {("data", "path", i): p for i, p in enumerate(paths or ())}
+        entries |= {("data", "held_out"): data["held_out"]} if isinstance(data.get("held_out"), str) else {}
+        for at, entry in entries.items():
+            path = entry.get("path") if isinstance(entry, Mapping) else entry
+            if isinstance(path, str) and not Path(path).expanduser().exists():
+                yield Mistake(at, f"{spell(at)}: {path} does not exist")
+    if isinstance(model, str) and "://" not in model and not Path(model).expanduser().exists():
+        yield Mistake(("model",), f"model: {model} does not exist")
+
+
+def metric_mistakes(grid: Grid, base: Document) -> Iterator[Mistake]:
+    """A metric is loss or a figure of a measure; some measures give figures of other names."""
+    given = base.values.get("evaluation") or ()
+    kinds = [str(each.get("kind")) if isinstance(each, Mapping) else str(each) for each in ([given] if isinstance(given, str) else given)]
+    more = {"exact_match": ("answer_f1",), "perplexity": ("bits_per_byte",), "span_f1": ("span_precision", "span_recall")}
+    known = ["loss", *kinds, *(name for kind in kinds for name in more.get(kind, ()))]
+    for at, name in ((("metric",), grid.metric), (("search", "on"), grid.search.get("on", ""))):
+        if name and name not in known and not any(str(name).startswith(kind) for kind in kinds):
+            yield Mistake(at, f"{spell(at)}: the run measures no {name!r}{suggest(str(name), known)}")
+
+
+def twice(cells: Sequence[Cell]) -> Iterator[Mistake]:
+    names = [cell.name for cell in cells]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        methods = list(dict.fromkeys(cell.method for cell in cells if cell.name == name))
+        yield Mistake(
+            ("methods", methods[-1]), f"two cells are called {name!r} ({', '.join(methods)}); give one of the methods another name"
+        )
+
+
+Told = dict[str, tuple[int, str]]  # a sentence with its place -> what it is sorted by
+
+
+def said(document: Document, found: Iterable[Mistake]) -> Told:
+    return {f"{document.where(each.address)}: {each.sentence}": by_file(document.where(each.address)) for each in found}
+
+
+def by_file(place: str) -> tuple[int, str]:
+    """File by file, line by line; overrides last."""
+    file, _, line = place.rpartition(":")
+    return (int(line), file) if line.isdigit() else (10**9, place)
+
+
+def refuse(told: Told) -> None:
+    yaml.refuse(sorted(told, key=lambda text: told[text]))
+
+
+def metric_of(grid: Grid, run: Run) -> str:
+    """What the table is sorted by."""
+    if grid.metric or not run.evaluation:
+        return grid.metric or "loss"
+    first = run.evaluation[0]
+    return (
+        str(first.get("kind"))
+        if isinstance(first, Mapping)
+        else first
+        if isinstance(first, str)
+        else type(first).__module__.rpartition(".")[2]
+    )
