@@ -93,6 +93,22 @@ def test_rotation_of_heads_in_a_product_equals_complex_numbers(dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("causal", [False, True])
+def test_softmax_over_what_a_query_sees_and_its_gradient_equal_torchs_in_float64(dtype: torch.dtype, causal: bool):
+    scores, grad = 3 * random(2, 10, 37, dtype=dtype), random(2, 10, 37, dtype=dtype, seed=1)  # 5 queries of 2 heads, 32 keys before them
+    wide = scores.double() * 0.3
+    if causal:
+        late = torch.arange(37)[None] > 32 + torch.arange(10)[:, None] % 5
+        wide = wide.masked_fill(late, float("-inf"))
+    theirs = wide.softmax(-1)
+    ours = native.softmax_(scores.clone(), 0.3, *((5, 32) if causal else ()))
+    near(ours, theirs, dtype)
+    assert torch.equal(ours == 0, theirs == 0)
+    back = 0.3 * theirs * (grad.double() - (theirs * grad.double()).sum(-1, keepdim=True))
+    near(native.softmax_backward_(grad.clone(), theirs.to(dtype), 0.3), back, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_extreme_gates_saturate_and_what_is_no_number_stays_none(dtype: torch.dtype):
     gate = torch.tensor([[-1e30, -200.0, -88.5, 0.0, 88.5, 200.0, 1e30, float("inf"), float("nan")]]).to(dtype)
     made = native.swiglu(gate, torch.ones_like(gate))[0].float()

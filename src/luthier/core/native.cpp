@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 using Int = std::ptrdiff_t;
 struct bfloat16 { uint16_t bits; };
@@ -22,8 +23,10 @@ static inline void put(bfloat16 &y, float x) {  // to the nearest, ties to even;
   y.bits = uint16_t(x == x ? rounded : 0x7fc0);
 }
 
-// exp(x) within 2e-7 of itself, without a branch, so that compilers make vectors of it: 2^n e^r with |r| <= ln(2)/2, e^r by Cephes' polynomial.
+// exp(x) for x <= 0 within 2e-7 of itself, 0 below -88, without a branch, so that compilers make vectors of it: 2^n e^r with
+// |r| <= ln(2)/2, e^r by Cephes' polynomial.
 static inline float exponential(float x) {
+  x = -88.0f > x ? -88.0f : x;  // what is no number stays none
   float n = std::floor(x * 1.44269504f + 0.5f);
   float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
@@ -33,14 +36,14 @@ static inline float exponential(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  float low = 200.0f < n ? 200.0f : n;
-  float kept = -200.0f > low ? -200.0f : low;
-  int32_t power = int32_t(kept);
-  power = power < -127 ? -127 : power;  // 2^-127 is written 0, and 2^128 is infinity
-  power = power > 128 ? 128 : power;
-  int32_t bits = (power + 127) << 23;
+  int32_t bits = (int32_t(n) + 127) << 23;
   float scale; std::memcpy(&scale, &bits, 4);
-  return (x != x || (n > -127.0f && n < 128.0f)) ? p * scale : scale;  // beyond, p means nothing
+  return p * scale;
+}
+
+static inline float sigmoid(float x) {
+  float e = exponential(-std::fabs(x));
+  return (x < 0 ? e : 1.0f) / (1.0f + e);
 }
 
 #define ROWS _Pragma("omp parallel for num_threads(threads) if (threads > 1)") for (Int n = 0; n < N; n++)
@@ -82,7 +85,7 @@ template <class T> static void swiglu(const T *gate, Int gate_row, const T *up, 
     const T *__restrict a = gate + n * gate_row;
     const T *__restrict b = up + n * up_row;
     T *__restrict to = y + n * F;
-    EACH for (Int f = 0; f < F; f++) { float v = get(a[f]); put(to[f], v / (1.0f + exponential(-v)) * get(b[f])); }
+    EACH for (Int f = 0; f < F; f++) { float v = get(a[f]); put(to[f], v * sigmoid(v) * get(b[f])); }
   }
 }
 
@@ -96,7 +99,7 @@ static void swiglu_backward(const T *gate, Int gate_row, const T *up, Int up_row
     T *__restrict to_gate = both + n * 2 * F;
     T *__restrict to_up = to_gate + F;
     EACH for (Int f = 0; f < F; f++) {
-      float v = get(a[f]), of_y = get(g[f]), s = 1.0f / (1.0f + exponential(-v));
+      float v = get(a[f]), of_y = get(g[f]), s = sigmoid(v);
       put(to_up[f], of_y * v * s);
       put(to_gate[f], of_y * get(b[f]) * s * (1.0f + v * (1.0f - s)));
     }
@@ -117,6 +120,38 @@ static void cross_entropy(T *z, const int64_t *label, const float *share, float 
     float part = share ? share[n] : 1.0f, scale = part / sum;
     EACH for (Int v = 0; v < V; v++) put(row[v], exponential(get(row[v]) - top) * scale);
     put(row[label[n]], exponential(own - top) * scale - part);
+  }
+}
+
+// z = softmax(scale z) over the first `seen` of S columns, 0 in the others: first + n % period + 1 of them, all where period is 0
+template <class T> static void softmax(T *z, Int N, Int S, Int period, Int first, float scale, int threads) {
+  Int vector = 16;  // whole vectors: what is left over would be computed one by one
+  _Pragma("omp parallel num_threads(threads) if (threads > 1)") {
+    std::vector<float> held((S + vector - 1) / vector * vector);
+    float *__restrict wide = held.data();
+    _Pragma("omp for") for (Int n = 0; n < N; n++) {
+      T *__restrict row = z + n * S;
+      Int seen = period ? first + n % period + 1 : S, filled = (seen + vector - 1) / vector * vector;
+      EACH for (Int s = 0; s < seen; s++) wide[s] = get(row[s]);
+      for (Int s = seen; s < filled; s++) wide[s] = -INFINITY;
+      float top = -INFINITY, sum = 0;
+      _Pragma("omp simd reduction(max : top)") for (Int s = 0; s < filled; s++) top = wide[s] > top ? wide[s] : top;
+      _Pragma("omp simd reduction(+ : sum)") for (Int s = 0; s < filled; s++) { wide[s] = exponential((wide[s] - top) * scale); sum += wide[s]; }
+      float part = 1.0f / sum;
+      EACH for (Int s = 0; s < seen; s++) put(row[s], wide[s] * part);
+      std::memset(row + seen, 0, (S - seen) * sizeof(T));
+    }
+  }
+}
+
+// With p that softmax: g becomes scale p (g - sum(p g)), in place
+template <class T> static void softmax_backward(T *g, const T *p, Int N, Int S, float scale, int threads) {
+  ROWS {
+    T *__restrict row = g + n * S;
+    const T *__restrict share = p + n * S;
+    float sum = 0;
+    _Pragma("omp simd reduction(+ : sum)") for (Int s = 0; s < S; s++) sum += get(row[s]) * get(share[s]);
+    EACH for (Int s = 0; s < S; s++) put(row[s], get(share[s]) * (get(row[s]) - sum) * scale);
   }
 }
 
@@ -154,6 +189,8 @@ static void rotate(const T *x, Int batch, Int head, Int time, const T *cosine, c
   void cross_entropy_##NAME(T *z, const int64_t *y, const float *s, float *l, Int N, Int V, int wanted, int t) {                              \
     cross_entropy(z, y, s, l, N, V, wanted, t);                                                                                              \
   }                                                                                                                                          \
+  void softmax_##NAME(T *z, Int N, Int S, Int period, Int first, float scale, int t) { softmax(z, N, S, period, first, scale, t); }             \
+  void softmax_backward_##NAME(T *g, const T *p, Int N, Int S, float scale, int t) { softmax_backward(g, p, N, S, scale, t); }                \
   void rotate_##NAME(const T *x, Int sb, Int sh, Int st, const T *c, const T *s, Int sa, T *y, Int B, Int H, Int L, Int K, Int R, float sign, \
                      int t) {                                                                                                                \
     rotate(x, sb, sh, st, c, s, sa, y, B, H, L, K, R, sign, t);                                                                              \

@@ -25,6 +25,7 @@ from torch import Tensor
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 # Sums may be reordered into vectors; infinities, NaN and denormals keep their meaning, which -ffast-math would take from the whole process.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros", "-freciprocal-math")
+VECTORS = ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
 SOURCE = Path(__file__).with_suffix(".cpp")
 P, I, F, C = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_float, ctypes.c_int
 ARGUMENTS = {
@@ -33,6 +34,8 @@ ARGUMENTS = {
     "swiglu": (P, I, P, I, P, I, I, C),
     "swiglu_backward": (P, I, P, I, P, P, I, I, C),
     "cross_entropy": (P, P, P, P, I, I, C, C),
+    "softmax": (P, I, I, I, I, F, C),
+    "softmax_backward": (P, P, I, I, F, C),
     "rotate": (P, I, I, I, P, P, I, P, I, I, I, I, I, F, C),
 }
 _building = Lock()
@@ -86,6 +89,20 @@ def cross_entropy_(logits_NV: Tensor, label_N: Tensor, share_N: Tensor | None, w
     return loss
 
 
+def softmax_(scores_NS: Tensor, scale: float, period: int = 0, first: int = 0) -> Tensor:
+    """softmax(scale * scores) in place; contiguous. With a period, row n sees the first `first + n % period + 1` columns, others become 0."""
+    keys = scores_NS.shape[-1]
+    _call("softmax", scores_NS, scores_NS.data_ptr(), scores_NS.numel() // keys, keys, period, first, scale)
+    return scores_NS
+
+
+def softmax_backward_(grad_NS: Tensor, share_NS: Tensor, scale: float) -> Tensor:
+    """The gradient of the scores, in place of that of their softmax `share`; both contiguous."""
+    keys = grad_NS.shape[-1]
+    _call("softmax_backward", grad_NS, grad_NS.data_ptr(), share_NS.data_ptr(), grad_NS.numel() // keys, keys, scale)
+    return grad_NS
+
+
 def rotate(x_BHTK: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, sign: float) -> Tensor:
     """Pairs (i, i + R/2) of the first R dimensions turned by each position's angle times sign; contiguous. cos and sin (B or 1, T, R/2)."""
     y = torch.empty(x_BHTK.shape, dtype=x_BHTK.dtype)
@@ -134,7 +151,7 @@ def _library() -> ctypes.CDLL | None:
 
 def _built(compiler: str) -> Path:
     """The library's file, compiled if it is not there; about three seconds, once for each machine."""
-    told = "\0".join([SOURCE.read_text(encoding="utf-8"), compiler, *FLAGS, _processor(), torch.__version__])
+    told = "\0".join([SOURCE.read_text(encoding="utf-8"), compiler, *FLAGS, *VECTORS, _processor(), torch.__version__])
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "luthier"
     path = folder / f"native-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
     if path.is_file():
@@ -145,7 +162,10 @@ def _built(compiler: str) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch) / path.name
         subprocess.run(
-            [compiler, *FLAGS, *threads, "-shared", "-fPIC", str(SOURCE), "-o", str(made)], check=True, capture_output=True, timeout=300
+            [compiler, *FLAGS, *VECTORS, *threads, "-shared", "-fPIC", str(SOURCE), "-o", str(made)],
+            check=True,
+            capture_output=True,
+            timeout=300,
         )
         os.replace(made, path)
     return path

@@ -14,6 +14,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from luthier.core import native
+
 BLOCK = 128  # queries at a time
 
 
@@ -68,12 +70,17 @@ class _Packed(torch.autograd.Function):
             q_block, g_block = _fold(q[:, queries], groups), _fold(grad[:, queries], groups)
             p = _probabilities(q_block, k[:, keys], bias, before, documents, scale)
             g_v[:, keys] += torch.bmm(p.mT, g_block)  # baddbmm_ into a slice would go matrix by matrix
-            g_s = torch._softmax_backward_data(torch.bmm(g_block, v[:, keys].mT), p, -1, p.dtype)
-            if g_bias is not None:
-                of_heads = _unfold(g_s, rows)[..., documents.prefix :]
-                g_bias[:, before : before + of_heads.shape[1], : of_heads.shape[2]] += of_heads
-            g_q[:, queries] = _unfold(torch.bmm(g_s, k[:, keys]).mul_(scale), rows)
-            g_k[:, keys] += torch.bmm(g_s.mT, q_block).mul_(scale)
+            g_p = torch.bmm(g_block, v[:, keys].mT)
+            if g_bias is None and native.usable(g_p, p):
+                g_s = native.softmax_backward_(g_p, p, scale)
+            else:
+                g_s = torch._softmax_backward_data(g_p, p, -1, p.dtype)
+                if g_bias is not None:
+                    of_heads = _unfold(g_s, rows)[..., documents.prefix :]
+                    g_bias[:, before : before + of_heads.shape[1], : of_heads.shape[2]] += of_heads
+                g_s.mul_(scale)
+            g_q[:, queries] = _unfold(torch.bmm(g_s, k[:, keys]), rows)
+            g_k[:, keys] += torch.bmm(g_s.mT, q_block)
         return g_q, g_k, g_v, g_bias, None, None
 
 
@@ -90,6 +97,9 @@ def _unfold(x_GRtK: Tensor, rows: int) -> Tensor:
 
 def _probabilities(q: Tensor, k: Tensor, bias: Tensor | None, before: int, documents: Documents, scale: float) -> Tensor:
     """softmax(q k^T * scale + bias), (G, R * t, s): only the last t of the s keys can be too late for a query."""
+    if bias is None and native.usable(q, k):
+        block = (k.shape[1] - before - documents.prefix, before + documents.prefix) if documents.causal else (0, 0)
+        return native.softmax_(torch.bmm(q, k.mT), scale, *block)
     scores = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=scale)
     if bias is not None:
         of_heads = _unfold(scores, len(bias) // len(k))[..., documents.prefix :]
