@@ -82,3 +82,9 @@ def test_an_unknown_shelf_or_plug_in_gets_a_suggestion():
     assert (found.exit_code, found.stderr) == (2, "luthier: no shelf called 'model'; did you mean 'models'?\n")
     found = runner.invoke(main.app, ["list", "tuning", "loar"])
     assert (found.exit_code, found.stderr) == (2, "luthier: no tuning called 'loar'; did you mean 'lora'?\n")
+
+
+def test_what_no_run_file_trains_is_said():
+    assert "no run file trains it alone: it reads pictures" in listed("models")
+    assert "no run file trains it alone" in listed("models", "vit")
+    assert {row["name"] for row in json.loads(listed("models", "--json")) if "untrained" in row} == {"ddpm", "q_former", "vit"}

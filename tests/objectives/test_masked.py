@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from luthier.data.stream import Sample
+from luthier.models.electra import ELECTRA
+from luthier.models.vit import ViT
 from luthier.objectives._batch import Size, encode, once
 from luthier.objectives.masked import Masked
+from luthier.sources.model import Model
 
 TEXT = "the cat sat on a mat over the town , what she ran is 我 爱 北 京 . unable dogs playing where he was in the town ?"
 
@@ -117,3 +120,12 @@ def test_a_model_without_a_vocabulary_head_is_refused_before_anything_starts(enc
     ours, _ = encoder("BertForSequenceClassification", classify=2)
     with pytest.raises(ValueError, match="needs a head that predicts tokens"):
         Masked().check(ours)
+
+
+def test_a_fresh_discriminator_is_told_how_it_gets_the_head(wordpiece):
+    net = ELECTRA(vocab=wordpiece.vocab, embed_width=8, width=16, layers=1, heads=2, hidden=24).build()
+    with pytest.raises(ValueError, match="needs a head that predicts tokens, and fresh electra has none; set lm: true"):
+        Masked().check(Model(net, wordpiece, source="fresh electra"))
+    vit = ViT(image=8, patch=4, width=16, layers=1, heads=2, hidden=24).build()
+    with pytest.raises(ValueError, match="fresh vit: no run file trains it alone"):
+        Masked().check(Model(vit, None, source="fresh vit"))

@@ -55,6 +55,8 @@ def test_a_fresh_diffusion_model_fills_in_the_tokenizers_mask(folder: Path):
         ({"act": "snake"}, "act='snake' is not here; there are gelu"),
         ({"kind": "mixtral"}, "kind='mixtral' is not here; there are llama"),
         ({"hidden": 10**15}, "fresh llama: a model of these sizes cannot be built"),
+        ({"arch": "t5", "head_width": 0}, "head_width=0 must be at least 1"),
+        ({"arch": "transformer_xl", "vocab": 300}, "vocabulary of 300; give others, or none: cuts: \\[\\], divide: 1"),
         ({"arch": "glm", "head_width": 8, "turned": 16}, "turned=16 must be even, and at most head_width=8"),
         ({"arch": "xlnet", "width": 33, "heads": 3}, "width=33 is odd"),
         ({"arch": "t5", "buckets": 3}, "buckets=3 must be a multiple of 4"),
@@ -67,7 +69,7 @@ def test_what_fits_no_model_is_refused(fields: dict[str, Any], sentence: str):
 
 
 def test_a_model_without_a_vocabulary_takes_no_tokenizer(folder: Path):
-    with pytest.raises(ValueError, match="vit has no vocabulary of its own"):
+    with pytest.raises(ValueError, match="vit: no run file trains it alone: it reads pictures"):
         load_model({"arch": "vit", **SIZES, "tokenizer": str(folder)})
 
 

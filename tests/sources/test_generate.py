@@ -3,7 +3,8 @@ import torch
 
 from luthier.core.reader import Memory, Sampling
 from luthier.data.template import named
-from luthier.sources.generate import generate_texts, stream_text
+from luthier.objectives._sentence import frame
+from luthier.sources.generate import Asked, generate_texts, stream_text
 from luthier.sources.writer import Writer
 from tiny import smollm2_path, tiny_chat
 
@@ -104,3 +105,16 @@ def test_the_real_model_writes_what_transformers_writes():
             rows = theirs.eval().generate(ids, attention_mask=mask.long(), generation_config=settings)[:, ids.shape[1] :].tolist()
         wanted = [row[: row.index(2) + 1] if 2 in row else row for row in rows]
         assert generate_ids(model.net, prompts, Sampling(max_tokens=24, temperature=0, beams=beams), eos=[2]) == wanted
+
+
+def test_a_prompt_begins_as_texts_did_in_training():
+    """With [CLS] where the tokenizer has one, else with bos where the tokenizer adds it; the conversation's template says it all."""
+    model = tiny_chat()
+    assert model.tokenizer is not None
+    for cls in (None, 256):
+        model.tokenizer.cls, model.tokenizer.sep = cls, cls and 257
+        start, end = frame(model.tokenizer)
+        asked = Asked(model, "abc", (), None)
+        assert asked.ids == [*start, *model.tokenizer.encode("abc")] and set(end) <= asked.eos
+        assert (asked.ids[0] == 256) == (cls is not None)
+        assert Asked(model, ASK, (), None).ids == model.tokenizer.encode(model.template.render(ASK, generation=True))  # type: ignore[union-attr]

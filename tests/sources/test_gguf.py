@@ -184,6 +184,54 @@ def test_opening_imports_no_torch_and_loading_no_compiler(llama_gguf: Path):
     subprocess.run([sys.executable, "-c", code, str(llama_gguf)], check=True, timeout=60)
 
 
+SCALINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "linear": ({"rope_type": "linear", "factor": 4.0}, {"type": "linear", "factor": 4.0}),
+    "yarn": (
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+        {"type": "yarn", "factor": 4.0, "original_context_length": 16, "finetuned": True},
+    ),
+    "yarn with its own ramp": (
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 8.0, "beta_slow": 2.0},
+        {"type": "yarn", "factor": 4.0, "original_context_length": 16, "yarn_beta_fast": 8.0, "yarn_beta_slow": 2.0, "attn_factor": 1.0},
+    ),
+}
+
+
+def scaled(path: Path, model: Any, metadata: dict[str, Any]) -> Path:
+    def write(writer: gguf.GGUFWriter) -> None:
+        for key, value in metadata.items():
+            add = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}[type(value)]
+            add(f"llama.rope.{key}", value)
+
+    return write_gguf(path, model, "llama", tokenizer=write)
+
+
+@pytest.mark.parametrize("kind", SCALINGS)
+@torch.no_grad()
+def test_scaled_rotary_positions_are_those_of_transformers(kind: str, tmp_path: Path):
+    rope, metadata = SCALINGS[kind]
+    model = tiny("llama", max_position_embeddings=64, rope_parameters={"rope_theta": 10_000.0, **rope}).eval()
+    path = scaled(tmp_path / "m.gguf", model, {f"scaling.{key}": value for key, value in metadata.items()})
+    ids = torch.arange(60)[None] % 50
+    net = load_model(path).net
+    torch.testing.assert_close(net(ids), model(ids).logits, atol=1e-5, rtol=1e-4)
+    plain = tiny("llama", max_position_embeddings=64)
+    plain.load_state_dict(model.state_dict())
+    assert (plain.eval()(ids).logits - net(ids)).abs().max() > 1e-3
+
+
+def test_scaled_rotary_positions_of_other_kinds_are_refused_by_name(tmp_path: Path):
+    model = tiny("llama")
+    assert open_gguf(scaled(tmp_path / "old.gguf", model, {"scale_linear": 2.0})).config["rope_parameters"]["rope_type"] == "linear"
+    for metadata, sentence in (
+        ({"scaling.type": "longrope", "scaling.factor": 2.0}, r"\(longrope\), which Luthier does not read; linear and yarn it does"),
+        ({"scaling.type": "yarn", "scaling.factor": 2.0, "scaling.yarn_log_multiplier": 0.1}, r"\(yarn, with yarn_log_multiplier\)"),
+        ({"scaling.type": "linear", "scaling.factor": 0.0}, "factor = 0.0; the file is damaged"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            open_gguf(scaled(tmp_path / "m.gguf", model, metadata))
+
+
 # Bad input
 
 

@@ -34,7 +34,7 @@ def list_(
 
 def row(shelf: str, found: Description) -> dict[str, Any]:
     """One plug-in as JSON has it."""
-    constants = {key: found.constants[key] for key in ("verified", "presets", "types") if key in found.constants}
+    constants = {key: found.constants[key] for key in ("verified", "untrained", "presets", "types") if key in found.constants}
     fields = [
         {"name": f.name, "type": f.type, "doc": f.doc} | ({"required": True} if f.required else {"default": f.default})
         for f in found.fields
@@ -55,12 +55,18 @@ def presets(found: Description) -> dict[str, dict[str, Any]]:
 
 def print_shelves(found: list[tuple[str, Description]]) -> None:
     for shelf in dict.fromkeys(shelf for shelf, _ in found):
-        rows = [(d.name, d.title, d.paper, d.constants.get("verified", "unverified")) for each, d in found if each == shelf]
+        rows = [(d.name, told(d), d.paper, d.constants.get("verified", "unverified")) for each, d in found if each == shelf]
         print_table(shelf, ("name", "what", "paper", "verified against"), rows)
 
 
+def told(found: Description) -> str:
+    """Its title, and what cannot be done with it."""
+    untrained = found.constants.get("untrained", "")
+    return f"{found.title} ({untrained})" if untrained else found.title
+
+
 def print_fields(found: Description) -> None:
-    typer.echo(f"{found.title}\n{found.paper}\n{found.file}\n")
+    typer.echo(f"{told(found)}\n{found.paper}\n{found.file}\n")
     rows = [(f.name, f.type, "required" if f.required else str(f.default), f.doc) for f in found.fields]
     print_table(found.name, ("setting", "type", "default", "what"), rows)
     sizes = ("layers", "width", "heads", "vocab", "parameters")

@@ -10,6 +10,7 @@ ACTIVATIONS = {
 STORED = {"gelu_tanh": "gelu_new"}  # ours to theirs, where they differ
 SIZES = (
     "vocab", "width", "embed_width", "layers", "heads", "hidden", "positions", "segments", "image", "patch", "channels", "groups", "inner",
+    "head_width",
 )  # fmt: skip
 MISSING = object()
 

@@ -104,6 +104,7 @@ class DDPM:
 
     types: ClassVar[tuple[str, ...]] = ("ddpm",)
     verified: ClassVar[str] = "objective and samplers: closed form on normal distributions; the net has no counterpart elsewhere"
+    untrained: ClassVar[str] = "no run file trains it alone: it draws pictures of digits; see luthier.models.ddpm"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"ddpm-digits": {}}
 
     def __post_init__(self) -> None:

@@ -133,6 +133,7 @@ class QFormer:
 
     types: ClassVar[tuple[str, ...]] = ("blip_2_qformer",)
     verified: ClassVar[str] = "transformers 5.23 Blip2QFormerModel and, with texts, Blip2ForImageTextRetrieval, fp64"
+    untrained: ClassVar[str] = "no run file trains it alone: it reads the states of a vision model; blip2 has both"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"blip2-qformer": {}, "blip2-qformer-text": {"vocab": 30_523, "text": True}}
 
     def __post_init__(self) -> None:

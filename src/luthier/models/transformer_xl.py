@@ -61,7 +61,9 @@ class TransformerXL:
         check_heads(self.width, self.heads, head_width=self.head_width)
         check_even(self.width)
         if list(self.cuts) != sorted(set(self.cuts)) or (self.cuts and not 0 < self.cuts[0] <= self.cuts[-1] < self.vocab):
-            raise ValueError(f"cuts={list(self.cuts)} must rise and lie inside a vocabulary of {self.vocab}")
+            raise ValueError(
+                f"cuts={list(self.cuts)} must rise and lie inside a vocabulary of {self.vocab}; give others, or none: cuts: [], divide: 1"
+            )
         if self.divide > 1 and not self.cuts:
             raise ValueError(f"divide={self.divide} narrows the parts of the vocabulary, and cuts names none; give cuts, or divide: 1")
 

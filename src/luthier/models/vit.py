@@ -100,6 +100,7 @@ class ViT:
 
     types: ClassVar[tuple[str, ...]] = ("vit", "blip_2_vision_model")
     verified: ClassVar[str] = "transformers 5.23 ViTModel, ViTForImageClassification and Blip2VisionModel, fp64, both directions"
+    untrained: ClassVar[str] = "no run file trains it alone: it reads pictures and has no texts; blip2 has both"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "vit-base-patch16-224": {},
         "vit-base-patch32-224": {"patch": 32},

@@ -46,6 +46,8 @@ class Objective(ABC):
 
     def check(self, model: Model) -> None:
         """Raise ValueError where the model cannot learn this."""
+        if untrained := getattr(getattr(model.net, "config", None), "untrained", ""):
+            raise ValueError(f"{model.source}: {untrained}")
         if model.tokenizer is None:
             raise ValueError(f"{model.source} has no tokenizer; name one: model: {{..., tokenizer: PATH}}")
         if model.encoder_decoder and not self.pairs and not self.stack:

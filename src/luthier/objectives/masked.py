@@ -38,8 +38,10 @@ class Masked(Objective):
         if model.net.causal:
             raise ValueError(f"objective masked needs an encoder; {model.source} is a decoder (objective: causal)")
         if "lm" not in model.net.heads:
+            out = "set lm: true" if hasattr(getattr(model.net, "config", None), "lm") else "choose a model that predicts tokens"
             raise ValueError(
-                f"objective masked needs a head that predicts tokens, and {model.source} has none (a sentence encoder, or a classifier)"
+                f"objective masked needs a head that predicts tokens, and {model.source} has none; {out} (a sentence encoder or a "
+                "classifier has lost it: a new head would start from nothing)"
             )
         if model.tokenizer is None or model.tokenizer.mask is None:
             raise ValueError(f"objective masked needs a [MASK] token, and the tokenizer of {model.source} has none")

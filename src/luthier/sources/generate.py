@@ -113,8 +113,10 @@ class Asked:
         self.eos = _ends(self.tokenizer, template)
         if isinstance(prompt, str):
             self.ids = self.tokenizer.encode(prompt)
-            if self.tokenizer.adds_bos and self.tokenizer.bos is not None:
-                self.ids = [self.tokenizer.bos, *self.ids]
+            first = self.tokenizer.cls  # as texts begin in training, which end in [SEP]
+            first = self.tokenizer.bos if first is None and self.tokenizer.adds_bos else first
+            if first is not None and not model.encoder_decoder:
+                self.ids = [first, *self.ids]
             self.before = self.ids
             if model.encoder_decoder:
                 self.ids, self.before = [*self.ids, *([] if self.tokenizer.eos is None else [self.tokenizer.eos])], []

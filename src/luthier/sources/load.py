@@ -156,7 +156,7 @@ def fresh(settings: Mapping[str, Any], dtype: torch.dtype | None, device: str | 
         raise ValueError(f"{name} has no preset called {preset!r}{suggest(str(preset), arch.presets)}")
     tokenizer = fresh_tokenizer(fields.pop("tokenizer", None))
     if tokenizer is not None and not any(field.name == "vocab" for field in dataclasses.fields(arch)):
-        raise ValueError(f"{name} has no vocabulary of its own, so no objective for texts trains it; leave the tokenizer out")
+        raise ValueError(f"{name}: {arch.untrained}; leave the tokenizer out")
     if tokenizer is not None and preset is None:
         fields = from_tokenizer(arch, tokenizer) | fields
     config = build(arch, {**(arch.presets[preset] if preset else {}), **fields})
