@@ -1,5 +1,7 @@
 """Methods from cells: what is compared, by which figure, and why a test is missing."""
 
+import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,10 @@ from sklearn.metrics import f1_score
 from finished import predicted, write_grid, write_lines, write_run
 from luthier.comparing.charts import Axis, apart, pareto
 from luthier.comparing.classes import errors
+from luthier.comparing.pairs import scored
 from luthier.comparing.read import read
 from luthier.comparing.summary import Comparison, Method, compare
+from luthier.lookup import lookup
 
 
 def compared(*folders: Path, metric: str | None = None) -> Comparison:
@@ -49,6 +53,21 @@ def test_the_loss_of_rows_with_many_labels_weighs_labels(tmp_path: Path):
     assert found.against.high < 0
 
 
+def test_perplexity_is_worked_out_again_from_the_losses(tmp_path: Path):
+    folders = []
+    for name, shift in (("a", 0.0), ("b", -0.4)):
+        lines = [{"row": i, "loss": 2 + shift + i % 7 / 10, "labels": 1 + i % 4} for i in range(30)]
+        nats = sum(line["loss"] * line["labels"] for line in lines) / sum(line["labels"] for line in lines)
+        settings = {"objective": "chat", "evaluation": [{"kind": "perplexity"}]}
+        result = {"after": {"step": 1, "loss": nats, "perplexity": math.exp(nats)}}
+        folders.append(write_run(tmp_path / name, tuning=name, predictions=lines, settings=settings, result=result))
+    found = compared(*folders)
+    assert (found.metric, found.rises, found.methods[0].name) == ("perplexity", False, "b")
+    tested = named(found, "b")
+    assert tested.against.difference == pytest.approx(tested.figures["perplexity"].mean - named(found, "a").figures["perplexity"].mean)
+    assert tested.against.high < 0
+
+
 def test_macro_f1_is_worked_out_again_on_drawn_rows(tmp_path: Path):
     folders = []
     for name, share in (("a", 0.6), ("b", 0.95)):
@@ -75,6 +94,24 @@ def test_written_answers_are_scored_again(tmp_path: Path):
     found = compared(*folders)
     assert found.metric == "exact_match"
     assert named(found, "b").against.difference == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("kind, metric", [("bleu", "bleu"), ("chrf", "chrf"), ("span_f1", "span_recall")])
+def test_a_corpus_measure_on_drawn_rows_is_the_measure_of_those_rows(tmp_path: Path, kind: str, metric: str):
+    rng = random.Random(0)
+    words = ["B-a", "I-a", "O", "B-b"] if kind == "span_f1" else ["the", "cat", "sat", "on", "a", "mat"]
+    names = ("predicted", "label") if kind == "span_f1" else ("written", "reference")
+    rows = [[[rng.choice(words) for _ in range(6)] for _ in names] for _ in range(30)]
+    rows = rows if kind == "span_f1" else [[" ".join(text) for text in row] for row in rows]
+    lines = [{"row": i, "loss": 1.0, **dict(zip(names, row, strict=True))} for i, row in enumerate(rows)]
+    measure = lookup("evaluation", kind)()
+    whole = measure.score(*zip(*rows, strict=True))
+    settings = {"objective": "chat", "evaluation": [{"kind": kind}]}
+    folder = write_run(tmp_path / "a", predictions=lines, settings=settings, result={"after": {"loss": 1.0, **whole}})
+    found = scored(read([folder]).cells[0], metric)
+    drawn = [rng.randrange(30) for _ in range(30)]
+    assert found.figure(range(30)) == pytest.approx(whole[metric], rel=1e-12)
+    assert found.figure(drawn) == pytest.approx(measure.score(*zip(*(rows[i] for i in drawn), strict=True))[metric], rel=1e-12)
 
 
 def without_predictions(folder: Path) -> None:

@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from luthier import lookup
 from luthier.comparing.read import Outcome
@@ -14,7 +14,18 @@ CLOSE = 2e-3  # as far as the figure worked out again from the rows may lie from
 
 
 class Measure(Protocol):
+    of: ClassVar[str]
+
     def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]: ...
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A measure of a corpus whose figures follow from sums over its rows: BLEU, chrF, F1 of entities."""
+
+    def counts(self, predictions: Sequence[Any], references: Sequence[Any]) -> list[list[int]]: ...
+
+    def figures(self, totals: Sequence[float]) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,7 @@ class Scored:
     pairs: tuple[tuple[Any, Any], ...] = ()  # predicted, right
     measure: Measure | None = None
     metric: str = ""
+    counts: tuple[tuple[int, ...], ...] = ()  # column by column, of a measure that is Counted
 
     def figure(self, rows: Sequence[int]) -> float:
         """The figure on these rows, some of them several times; NaN where it is undefined."""
@@ -36,6 +48,8 @@ class Scored:
             return math.fsum(self.values[i] * w for i, w in zip(rows, weight, strict=True)) / (math.fsum(weight) or math.nan)
         if self.values is not None:
             return math.fsum(self.values[i] for i in rows) / len(rows)
+        if isinstance(self.measure, Counted):
+            return self.measure.figures([sum(map(column.__getitem__, rows)) for column in self.counts])[self.metric]
         assert self.measure is not None
         predicted, right = zip(*(self.pairs[i] for i in rows), strict=True)
         return self.measure.score(predicted, right)[self.metric]
@@ -114,22 +128,41 @@ def by_measure(cell: Outcome, lines: Sequence[dict[str, Any]], split: str, metri
         made = measures(cell)
     except (ValueError, TypeError, KeyError, ImportError, OSError) as error:
         return f"the measures of {cell.folder.name} cannot be made: {error}"
-    for names in (("predicted", "label"), ("written", "reference")):
-        if all(name in line for line in lines for name in names):
-            pairs = tuple((hashable(line[names[0]]), hashable(line[names[1]])) for line in lines)
-            for measure in made:
-                try:
-                    whole = measure.score(*zip(*pairs, strict=True)).get(metric)
-                    if whole is None:
-                        continue
-                    known = {pair: measure.score([pair[0]], [pair[1]])[metric] for pair in set(pairs)}  # labels repeat
-                except (ValueError, TypeError, AttributeError, ZeroDivisionError):
-                    continue  # not a measure of such pairs
-                values = tuple(known[pair] for pair in pairs)
-                if abs(math.fsum(values) / len(values) - whole) < 1e-9:
-                    return Scored(split, len(lines), values)
-                return Scored(split, len(lines), None, None, pairs, measure, metric)
+    for measure in made:
+        for pairs in pairings(lines, measure.of):
+            found = by_row(measure, pairs, metric)
+            if found is not None:
+                if found:
+                    return Scored(split, len(lines), found)
+                counts = tuple(zip(*measure.counts(*zip(*pairs, strict=True)), strict=True)) if isinstance(measure, Counted) else ()
+                return Scored(split, len(lines), None, None, pairs, measure, metric, counts)
     return f"{metric} cannot be worked out again from predictions.jsonl"
+
+
+def pairings(lines: Sequence[dict[str, Any]], of: str) -> Iterator[tuple[tuple[Any, Any], ...]]:
+    """What a measure may compare in predictions.jsonl, row by row; of likelihoods, the nats of a row and its labels."""
+    if of == "likelihood":
+        if all("loss" in line for line in lines):
+            yield tuple((line["loss"] * line.get("labels", 1), (line.get("labels", 1), 0)) for line in lines)
+        return
+    for said, right in (("predicted", "label"), ("written", "reference")):
+        if all(said in line and right in line for line in lines):
+            yield tuple((hashable(line[said]), hashable(line[right])) for line in lines)
+
+
+def by_row(measure: Measure, pairs: Sequence[tuple[Any, Any]], metric: str) -> tuple[float, ...] | None:
+    """The figure of each row, where their mean is the figure of all; empty where it is not, None where the measure does not give it."""
+    try:
+        whole = measure.score(*zip(*pairs, strict=True)).get(metric)
+        if whole is None:
+            return None
+        if isinstance(measure, Counted):
+            return ()
+        known = {pair: measure.score([pair[0]], [pair[1]])[metric] for pair in set(pairs)}  # labels repeat
+    except (ValueError, TypeError, AttributeError, ZeroDivisionError):
+        return None  # not a measure of such pairs
+    values = tuple(known[pair] for pair in pairs)
+    return values if abs(math.fsum(values) / len(values) - whole) < 1e-9 else ()
 
 
 def measures(cell: Outcome) -> list[Measure]:

@@ -34,6 +34,11 @@ def paired(predictions: Sequence, references: Sequence) -> list[tuple]:
     return list(zip(predictions, references, strict=True))
 
 
+def sums(rows: Sequence[Sequence[int]]) -> list[int]:
+    """Column by column."""
+    return [sum(column) for column in zip(*rows, strict=True)]
+
+
 def ngrams(tokens: Sequence[Hashable], order: int) -> Counter:
     """How often each run of `order` neighbouring tokens occurs; a string counts its characters."""
     return Counter(tuple(tokens[i : i + order]) for i in range(len(tokens) - order + 1))

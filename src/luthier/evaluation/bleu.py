@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from luthier.evaluation._text import Reference, alternatives, is_chinese, ngrams, paired
+from luthier.evaluation._text import Reference, alternatives, is_chinese, ngrams, paired, sums
 
 ORDER = 4
 
@@ -29,18 +29,24 @@ class BLEU:
     verified: ClassVar[str] = "sacrebleu 2.6 corpus_bleu"
 
     def score(self, predictions: Sequence[str], references: Sequence[Reference]) -> dict[str, float]:
+        return self.figures(sums(self.counts(predictions, references)))
+
+    def counts(self, predictions: Sequence[str], references: Sequence[Reference]) -> list[list[int]]:
+        """By row: n-grams that are right, n-grams, both for n = 1..4; words, words wanted."""
         pairs = [(p, alternatives(r)) for p, r in paired(predictions, references)]
         split = SPLITTERS[self.chosen([answer for _, answers in pairs for answer in answers])]
-        right, total, length, wanted = Counter(), Counter(), 0, 0
+        rows = []
         for prediction, answers in pairs:
             words, golds = self.split(split, prediction), [self.split(split, answer) for answer in answers]
-            length += len(words)
-            wanted += min((len(gold) for gold in golds), key=lambda n: (abs(n - len(words)), n))
-            for n in range(1, ORDER + 1):
-                found = ngrams(words, n)
-                total[n] += found.total()
-                right[n] += (found & union(ngrams(gold, n) for gold in golds)).total()
-        return {"bleu": bleu(right, total, length, wanted)}
+            wanted = min((len(gold) for gold in golds), key=lambda n: (abs(n - len(words)), n))
+            found = [ngrams(words, n) for n in range(1, ORDER + 1)]
+            right = [(each & union(ngrams(gold, n) for gold in golds)).total() for n, each in enumerate(found, 1)]
+            rows.append([*right, *(each.total() for each in found), len(words), wanted])
+        return rows
+
+    def figures(self, totals: Sequence[float]) -> dict[str, float]:
+        """Of the sums of those counts over any rows."""
+        return {"bleu": bleu(totals[:ORDER], totals[ORDER : 2 * ORDER], *totals[2 * ORDER :])}
 
     def chosen(self, references: Sequence[str]) -> str:
         """The tokeniser in use, worth naming beside the figure."""
@@ -52,14 +58,14 @@ class BLEU:
         return split((text.lower() if self.lowercase else text).rstrip())
 
 
-def bleu(right: Counter, total: Counter, length: int, wanted: int) -> float:
-    if not any(right.values()) or any(total[n] == 0 for n in range(1, ORDER + 1)):
+def bleu(right: Sequence[float], total: Sequence[float], length: float, wanted: float) -> float:
+    if not any(right) or not all(total):
         return 0.0
     halving, logs = 1.0, 0.0
-    for n in range(1, ORDER + 1):
-        if right[n] == 0:
+    for found, every in zip(right, total, strict=True):
+        if found == 0:
             halving *= 2
-        logs += math.log(100 * right[n] / total[n] if right[n] else 100 / (halving * total[n]))
+        logs += math.log(100 * found / every if found else 100 / (halving * every))
     brevity = 1.0 if length >= wanted else math.exp(1 - wanted / length)
     return brevity * math.exp(logs / ORDER)
 

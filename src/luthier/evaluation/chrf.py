@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from luthier.evaluation._text import PUNCTUATION, Reference, alternatives, ngrams, paired
+from luthier.evaluation._text import PUNCTUATION, Reference, alternatives, ngrams, paired, sums
 
 Counts = list[tuple[int, int, int]]  # per order: n-grams predicted, n-grams in the reference, matches
 
@@ -27,9 +27,15 @@ class ChrF:
     verified: ClassVar[str] = "sacrebleu 2.6 corpus_chrf"
 
     def score(self, predictions: Sequence[str], references: Sequence[Reference]) -> dict[str, float]:
-        rows = [self.best(p, alternatives(r)) for p, r in paired(predictions, references)]
-        total = [(sum(p), sum(r), sum(m)) for p, r, m in (zip(*order, strict=True) for order in zip(*rows, strict=True))]
-        return {"chrf": 100 * self.f_score(total)}
+        return self.figures(sums(self.counts(predictions, references)))
+
+    def counts(self, predictions: Sequence[str], references: Sequence[Reference]) -> list[list[int]]:
+        """By row: n-grams predicted, in the reference and matching, for each order."""
+        return [[count for order in self.best(p, alternatives(r)) for count in order] for p, r in paired(predictions, references)]
+
+    def figures(self, totals: Sequence[float]) -> dict[str, float]:
+        """Of the sums of those counts over any rows."""
+        return {"chrf": 100 * self.f_score(list(zip(totals[::3], totals[1::3], totals[2::3], strict=True)))}
 
     def best(self, prediction: str, answers: list[str]) -> Counts:
         guess = self.grams(prediction)
@@ -40,7 +46,7 @@ class ChrF:
         of_characters = [ngrams(characters, n) for n in range(1, self.char_order + 1)]
         return of_characters + [ngrams(words, n) for n in range(1, self.word_order + 1)]
 
-    def f_score(self, counts: Counts) -> float:
+    def f_score(self, counts: Sequence[tuple[float, float, float]]) -> float:
         both = [(m / p, m / r) for p, r, m in counts if p and r]
         if not both:
             return 0.0

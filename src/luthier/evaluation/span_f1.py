@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from luthier.evaluation._text import f1, paired
+from luthier.evaluation._text import f1, paired, sums
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,21 @@ class SpanF1:
     verified: ClassVar[str] = "seqeval precision_score, recall_score, f1_score"
 
     def score(self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
-        right = predicted = true = 0
+        return self.figures(sums(self.counts(predictions, references)))
+
+    def counts(self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> list[list[int]]:
+        """By row: entities that are right, predicted, true."""
+        rows = []
         for row, (guess, gold) in enumerate(paired(predictions, references)):
             if len(guess) != len(gold):
                 raise ValueError(f"row {row}: {len(guess)} predicted tags but {len(gold)} true ones")
             found, wanted = entities(guess), entities(gold)
-            right, predicted, true = right + len(found & wanted), predicted + len(found), true + len(wanted)
+            rows.append([len(found & wanted), len(found), len(wanted)])
+        return rows
+
+    def figures(self, totals: Sequence[float]) -> dict[str, float]:
+        """Of the sums of those counts over any rows."""
+        right, predicted, true = totals
         precision, recall = right / max(predicted, 1), right / max(true, 1)
         return {"span_precision": precision, "span_recall": recall, "span_f1": f1(precision, recall)}
 
