@@ -188,7 +188,7 @@ def curves(found: Comparison, key: str, style: dict[str, Look]) -> dict[str, Any
         marks = places[offset::every][:-1] if len(places) > 12 else places[:-1]
         told = f"{name}: {middle[-1][1]:.4f} after {middle[-1][0]:,.0f} steps"
         drawn.append({"name": name, "seeds": seeds, "mean": path(places), "marks": marks, "end": places[-1], "told": told})
-    for each, y in zip(drawn, apart([each["end"][1] for each in drawn], 14, TOP, BOTTOM), strict=True):
+    for each, y in zip(drawn, apart([each["end"][1] for each in drawn], 14, TOP, BOTTOM - 6), strict=True):
         text = each["name"] if len(each["name"]) <= 18 else each["name"][:17] + "…"
         each["label"] = (text, each["end"][0] + 12, y + 4, round(y, 1))
     marks = [mark for mark in across.marks(5) if mark == int(mark)]

@@ -11,13 +11,13 @@ PAGE = """<!doctype html>
   color-scheme: light dark;
   --paper: #fbfaf8; --card: #ffffff; --ink: #23201c; --soft: #6f675d; --line: #e8e3db; --axis: #b9b0a4;
   --wood: #a5561f; --sea: #1f6f78; --good: #24703a; --bad: #a83228; --tint: #f6f1ea;
-  --c0: #0072b2; --c1: #d55e00; --c2: #00805f; --c3: #b5478a; --c4: #c98500; --c5: #3d9bd4; --c6: #7a5c1e; --c7: #4d4d4d;
+  --c0: #2148dd; --c1: #f06400; --c2: #00a468; --c3: #8f2302; --c4: #b184b8; --c5: #7f8aff; --c6: #4f2630; --c7: #1a2c66;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #171513; --card: #201d1a; --ink: #ece6dd; --soft: #a89e91; --line: #37322c; --axis: #6b6257;
     --wood: #e39a5d; --sea: #6cc3cc; --good: #7fc98f; --bad: #f08a80; --tint: #2a2520;
-    --c0: #58aee8; --c1: #ff8d4f; --c2: #3ecb9f; --c3: #ec9fca; --c4: #f3bd45; --c5: #a6dcfa; --c6: #cbb173; --c7: #cfc9c1;
+    --c0: #7d7aff; --c1: #ee8324; --c2: #0c9c8a; --c3: #a87c48; --c4: #c3b1fc; --c5: #79ece8; --c6: #e8e450; --c7: #a6e682;
   }
 }
 {% for i in range(8) %}.k{{ i }} { --k: var(--c{{ i }}); } {% endfor %}

@@ -33,28 +33,21 @@ def columns(found: Comparison) -> list[Column]:
     """Those that at least one method fills."""
     made = []
     if found.metric:
-        name = found.metric
+        name, first = found.metric, found.first
+        over = f"how far above {first}{'' if found.rises else ' (below zero is better)'}: the 95 % interval of a paired bootstrap over the held-out rows"
+        chance = "two-sided p of that bootstrap, not corrected for the number of methods"
         made.append(
             Column(words(name), f"{words(name)}, mean ± standard error over seeds", lambda m: spread_text(m.figures.get(name)), False)
         )
-        made.append(
-            Column(
-                f"vs {found.first}",
-                f"more than {found.first}, with the 95 % interval of a paired bootstrap over the held-out rows",
-                lambda m: against_text(m.against),
-                False,
-            )
-        )
-        made.append(
-            Column("p", "two-sided p of that bootstrap, not corrected for the number of methods", lambda m: p_text(m.against), False)
-        )
+        made.append(Column(f"vs {first}", over, lambda m: against_text(m.against), False))
+        made.append(Column("p", chance, lambda m: p_text(m.against), False))
     if found.metric != "loss":
         made.append(Column("loss", "held-out loss, nats per label", lambda m: spread_text(m.figures.get("loss"), error=False), False))
     made += [
         Column("seeds", "finished runs", lambda m: str(len(m.cells)), False),
-        Column("trained", "trained parameters", lambda m: count(m.trained) or NONE),
+        Column("trained", "trained parameters, and their share of all", lambda m: count(m.trained) or NONE),
         Column("share", "trained parameters of all parameters", lambda m: share_text(m.share)),
-        Column("memory", "peak memory", lambda m: bytes_text(m.memory_bytes)),
+        Column("memory", "the highest peak of memory among the runs; of the whole process, where a run had one of its own", lambda m: bytes_text(m.memory_bytes)),
         Column("tokens/s", "tokens trained on in a second", lambda m: count(m.tokens_per_s) or NONE),
         Column("on disk", "size of the adapter or model", lambda m: bytes_text(m.artefact_bytes)),
         Column("added", "time that a token takes longer than with the base alone", lambda m: time_text(m.added("unmerged"))),
