@@ -13,9 +13,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from luthier.anatomy.around import Around, Switch
+from luthier.anatomy.around import Around
 from luthier.anatomy.layout import has, parts_of, path_of, rows_of
 from luthier.anatomy.site import Site, bare, resolve, walk
+from luthier.anatomy.switch import Switch
 from luthier.anatomy.table import AROUND, ROLES, Fused, is_norm, values_of
 from luthier.core.frozen import FrozenLinear
 from luthier.core.heads import PRETRAINING

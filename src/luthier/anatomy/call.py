@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luthier.anatomy.anatomy import Anatomy
-from luthier.anatomy.around import Adapter, Around, Route, Values, unpacked
+from luthier.anatomy.around import Adapter, Around, Values, unpacked
 from luthier.anatomy.merge import probe
 from luthier.anatomy.site import Site, resolve
+from luthier.anatomy.switch import Route
 from luthier.core.attention import Prefix
 
 NAME = "luthier_"  # before the name of the implementation that a transformers model has been set to
@@ -33,6 +34,10 @@ class Leading(Adapter, ABC):
     @abstractmethod
     def columns(self) -> Prefix:
         """Keys and values, each (G, P, K)."""
+
+    def gate(self) -> Tensor | None:
+        """(B, T, 1): what each query's keys and values here are multiplied by."""
+        return None
 
 
 class Shift(Adapter):
@@ -67,9 +72,14 @@ class CallAround(Around):
         return out
 
     def _led(self, names: tuple[str, ...], args: tuple, kwargs: dict[str, Any]) -> Any:
-        columns = [self.adapters[name].columns() for name in names if name in self.adapters]  # type: ignore[operator]
+        leads = [self.adapters[name] for name in names if name in self.adapters]
+        if not leads:
+            return self.base(*args, **kwargs)
+        columns, gates = [lead.columns() for lead in leads], [lead.gate() for lead in leads]  # type: ignore[operator]
+        if any(gate is not None for gate in gates):
+            return self.base.gated(columns, gates, *args, **kwargs)  # type: ignore[operator]
         keys, values = ([pair[i] for pair in columns] for i in (0, 1))
-        return self.base(*args, **kwargs, **({"prefix": (torch.cat(keys, 1), torch.cat(values, 1))} if columns else {}))
+        return self.base(*args, **kwargs, prefix=(torch.cat(keys, 1), torch.cat(values, 1)))
 
 
 class PositionAround(Around):
@@ -101,7 +111,34 @@ def _choose(mine: Tensor, new: Any, old: Any) -> Any:
     if not isinstance(old, Tensor):
         return old
     mine = unpacked(mine, old.shape)
+    if old.dim() > 2 and (old.shape[0] not in (1, len(mine)) or mine.shape[1] not in (1, old.shape[1])):
+        raise ValueError(f"rows of shape {tuple(mine.shape)} do not fit an output of shape {tuple(old.shape)}: one per token or per row")
     return torch.where(mine.to(old.device).view(*mine.shape, *[1] * (old.dim() - 2)), new, old)
+
+
+class Widened:
+    """Queries, keys and values under which each query meets keys g P_k and values g P_v of its own gate g, whatever the kernel.
+
+    Each gated prefix has room of its own in every head: q' = (q, g q), k' = (k, 0), P_k' = (0, P_k), so that q' P_k' = g q P_k; and of the
+    output (o, o') that values (v, 0) and (0, P_v) make, o + g o' is what is left.
+    """
+
+    def __init__(self, columns: list[Prefix], gates: list[Tensor | None], q: Tensor, k: Tensor, v: Tensor):
+        self.gates = [gate for gate in gates if gate is not None]
+        rooms, self.value_width = len(self.gates), v.shape[-1]
+        self.q = torch.cat([q, *(gate[:, None] * q for gate in self.gates)], -1)
+        self.k, self.v = (F.pad(x, (0, rooms * x.shape[-1])) for x in (k, v))
+        room, keys, values = 0, [], []
+        for (key, value), gate in zip(columns, gates, strict=True):
+            room += gate is not None
+            mine = room if gate is not None else 0
+            keys.append(F.pad(key, (mine * key.shape[-1], (rooms - mine) * key.shape[-1])))
+            values.append(F.pad(value, (mine * value.shape[-1], (rooms - mine) * value.shape[-1])))
+        self.prefix: Prefix = torch.cat(keys, 1), torch.cat(values, 1)
+
+    def closed(self, out_BTHK: Tensor) -> Tensor:
+        first, *rest = out_BTHK.split(self.value_width, -1)
+        return first + sum(gate[:, :, None] * part for gate, part in zip(self.gates, rest, strict=True))
 
 
 class Ours(nn.Module):
@@ -113,6 +150,16 @@ class Ours(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.attend(*args, **kwargs)
+
+    def gated(
+        self, columns: list[Prefix], gates: list[Tensor | None], q: Tensor, k: Tensor, v: Tensor, mask: Any, bias: Any = None,
+        scale: float | None = None, *args: Any,
+    ) -> Tensor:  # fmt: skip
+        wide = Widened(columns, gates, q, k, v)
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        return wide.closed(self.attend(wide.q, wide.k, wide.v, mask, bias, scale, *args, prefix=wide.prefix).transpose(1, 2)).transpose(
+            1, 2
+        )
 
     def choose(self, mine: Tensor, new: Tensor, old: Tensor) -> Tensor:
         return _choose(mine, new.transpose(1, 2), old.transpose(1, 2)).transpose(1, 2)
@@ -138,6 +185,14 @@ class Theirs(nn.Module):
             kwargs["position_bias"] = F.pad(kwargs["position_bias"], (before, 0))
         out, weights = function(module, q, k, v, mask, *args, **kwargs)
         return out, None if weights is None else weights[..., before:]
+
+    def gated(
+        self, columns: list[Prefix], gates: list[Tensor | None], module: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        wide = Widened(columns, gates, q, k, v)
+        kwargs["scaling"] = q.shape[-1] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
+        out, weights = self(module, wide.q, wide.k, wide.v, *args, prefix=wide.prefix, **kwargs)
+        return wide.closed(out), weights
 
     def choose(self, mine: Tensor, new: tuple, old: tuple) -> tuple:
         return _choose(mine, new[0], old[0]), old[1]

@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from luthier.anatomy.anatomy import Anatomy
-from luthier.anatomy.around import Named, Own
+from luthier.anatomy.around import Adapter, Own
 from luthier.anatomy.call import Leading
 from luthier.anatomy.compose import Average as Mean
 from luthier.anatomy.compose import Stacked, adds, place
+from luthier.anatomy.switch import Named
 from luthier.anatomy.text import listen
 from luthier.anatomy.virtual import Rows
 from luthier.config import build
@@ -84,7 +85,8 @@ class Grown:
         if attached.whole or attached.net is not None:
             raise ValueError(f"{kind_of(node)} takes the whole model, so it cannot be one of several methods: let it stand alone")
         self.members[label] = attached
-        return [Way(((member,),), names=(member,))]
+        inner = self.anatomy.switch.named.get(member)  # a method that is itself several
+        return [Way(((member,),), names=(member,)) if inner is None else Way(inner.groups, names=inner.all)]
 
     def _single(self, node: Average | Fuse | Split) -> list[Way]:
         """The members, each one group of adapters."""
@@ -236,7 +238,7 @@ def _register(anatomy: Anatomy, name: str, ways: list[Way], names: tuple[str, ..
     return tuple(passes)
 
 
-def _parts(anatomy: Anatomy, names: Iterable[str]) -> Iterator[tuple[str, nn.Module]]:
+def _parts(anatomy: Anatomy, names: Iterable[str]) -> Iterator[tuple[str, Adapter]]:
     """(path, adapter) of everything that stands on the model under these names."""
     for path, around in anatomy.arounds():
         for name in names:
