@@ -7,7 +7,7 @@
 | alpaca | instruction, input, output, system, history; or instances | the same |
 | prompt | prompt and completion (response, answer, output) | the same |
 | translation | source and target: two texts, one to be made of the other | {"source", "target"} |
-| text, lines | text (content) | {"text"} |
+| text, lines | text (content), words where they are given | {"text"}, {"text", "words"} |
 | labelled | text or two texts, and a label | {"text", "label"} or {"text", "pair", "label"} |
 | scored | two texts and a score | {"text", "pair", "score"} |
 | tags | tokens and tags | {"tokens", "tags"} |
@@ -117,7 +117,8 @@ def _prompt(row: Row) -> dict:
 def _plain(row: Row) -> dict:
     if isinstance(row.get("paragraphs"), list):
         return {"text": "\n".join(map(str, row["paragraphs"]))}
-    return {"text": _text(row, TEXT)}
+    words = {"words": list(map(str, row["words"]))} if isinstance(row.get("words"), list) else {}
+    return {"text": _text(row, TEXT), **words}
 
 
 def _labelled(row: Row) -> dict:

@@ -1,6 +1,7 @@
 """BERT: bidirectional, post-norm, learned positions, segments. Devlin et al. 2018, arXiv:1810.04805, section 3.
 
-The Chinese models of Cui et al. 2019 (arXiv:1906.08101: whole words masked, also those called RoBERTa) are BERT in every part.
+The Chinese models of Cui et al. 2019 (arXiv:1906.08101: whole words masked, also those called RoBERTa) are BERT in every part: BERT-WWM is
+objective masked with words (pieces, or jieba for Chinese).
 """
 
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ class BERT:
         "bert-large-cased": {"vocab": 28_996, "width": 1024, "layers": 24, "heads": 16, "hidden": 4096},
         "bert-base-multilingual-cased": {"vocab": 119_547},
         "bert-base-chinese": {"vocab": 21_128},
+        "bert-large-uncased-whole-word-masking": {"width": 1024, "layers": 24, "heads": 16, "hidden": 4096},
+        "bert-large-cased-whole-word-masking": {"vocab": 28_996, "width": 1024, "layers": 24, "heads": 16, "hidden": 4096},
+        "chinese-bert-wwm": {"vocab": 21_128},
         "chinese-bert-wwm-ext": {"vocab": 21_128},
         "chinese-roberta-wwm-ext": {"vocab": 21_128},
         "chinese-roberta-wwm-ext-large": {"vocab": 21_128, "width": 1024, "layers": 24, "heads": 16, "hidden": 4096},

@@ -1,18 +1,22 @@
 """Masked language modelling: find the tokens that were hidden. Devlin et al. 2018, arXiv:1810.04805, section 3.1, task 1.
 
 Of a document of T tokens, [CLS] and [SEP] counted, exactly n = min(most, max(1, round(rate T))) are chosen, never [CLS] or [SEP]. Each of
-them becomes [MASK] in 80 of 100 cases, a random token of the whole vocabulary in 10 and stays as it is in 10.
+them becomes [MASK] in 80 of 100 cases, a random token of the whole vocabulary in 10 and stays as it is in 10. With words all pieces of a
+word are chosen together (Cui et al. 2019, arXiv:1906.08101, section 2.1): words in random order, each one left out that would exceed n; what
+stands in its place is drawn for each piece.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from itertools import pairwise
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from luthier.data.stream import Sample
 from luthier.data.tokenizer import Tokenizer
-from luthier.objectives._batch import Batch, Example, Reading, Term
+from luthier.objectives._batch import Batch, Example, Reading, Term, quoted
 from luthier.objectives._language import best_tokens, token_loss
 from luthier.objectives._objective import Objective
 from luthier.objectives._sentence import frame
@@ -25,9 +29,10 @@ class Masked(Objective):
 
     rate: float = 0.15  # share of the tokens that are predicted
     most: int = 76  # of one document; BERT: 20 for 128 tokens, 76 for 512
+    words: Literal["", "pieces", "jieba", "given"] = ""  # BERT-WWM's, of ## pieces, of jieba (Chinese) or in the data's column "words"
 
     needs: ClassVar[tuple[str, ...]] = ("text",)
-    verified: ClassVar[str] = "transformers 5.23 BertForMaskedLM's loss; the rule by its properties"
+    verified: ClassVar[str] = "transformers 5.23 BertForMaskedLM's loss; the rule by its properties; whole words: its collator's words"
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1 or self.most < 1:
@@ -45,9 +50,16 @@ class Masked(Objective):
             )
         if model.tokenizer is None or model.tokenizer.mask is None:
             raise ValueError(f"objective masked needs a [MASK] token, and the tokenizer of {model.source} has none")
+        if self.words == "pieces" and not any(token.startswith("##") for token in model.tokenizer.inner.get_vocab()):
+            raise ValueError(
+                f"words: pieces goes by WordPiece's ##, and the tokenizer of {model.source} has none; give the words (words: given)"
+            )
 
     def read(self, sample: Sample, model: Model) -> Reading:
-        return Reading(sample, list(self.fields(sample)))
+        (text,) = self.fields(sample)
+        if self.words == "given":
+            return Reading(sample, [text], places(text, sample.row.get("words") or [], sample))
+        return Reading(sample, [text], places(text, segmented(text), sample) if self.words == "jieba" else [])
 
     def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:
         assert model.tokenizer is not None
@@ -55,15 +67,29 @@ class Masked(Objective):
         room = length - len(start) - len(end)
         if room < 1:
             raise ValueError(f"data.length={length} leaves no room for text beside the special tokens")
-        ids, rng = reading.ids[0], reading.sample.rng("masked")
-        return [self._hide(start + ids[i : i + room] + end, model.tokenizer, rng) for i in range(0, len(ids), room)]
+        ids, rng, found = reading.ids[0], reading.sample.rng("masked"), []
+        starts = self._starts(reading, model.tokenizer)
+        for i in range(0, len(ids), room):
+            part = start + ids[i : i + room] + end
+            begins = [False] * len(start) + starts[i : i + room] + [True] * len(end)
+            found.append(self._hide(part, begins, model.tokenizer, rng))
+        return [example for example in found if example.labels["masked"]]
 
-    def _hide(self, ids: list[int], tokenizer: Tokenizer, rng: random.Random) -> Example:
+    def _starts(self, reading: Reading, tokenizer: Tokenizer) -> list[bool]:
+        """Of each token, whether a word begins there."""
+        ids = reading.ids[0]
+        if self.words == "pieces":
+            return [not tokenizer.token(token).startswith("##") for token in ids]
+        inside = {i for start, stop in reading.ranges for i in range(start + 1, stop)}
+        return [i not in inside for i in range(len(ids))]
+
+    def _hide(self, ids: list[int], begins: Sequence[bool], tokenizer: Tokenizer, rng: random.Random) -> Example:
         assert tokenizer.mask is not None
         candidates = [i for i, token in enumerate(ids) if token not in (tokenizer.cls, tokenizer.sep)]
-        rng.shuffle(candidates)
-        count = min(self.most, max(1, round(self.rate * len(ids))))
-        at = sorted(candidates[:count])
+        firsts = [k for k, i in enumerate(candidates) if begins[i] or k == 0]
+        units = [candidates[a:b] for a, b in pairwise([*firsts, len(candidates)])]
+        rng.shuffle(units)
+        at = sorted(chosen(units, min(self.most, max(1, round(self.rate * len(ids))))))
         labels = [ids[i] for i in at]
         hidden = list(ids)
         for i in at:
@@ -78,3 +104,39 @@ class Masked(Objective):
 
     def predict(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> list[list[int]]:
         return best_tokens(hidden, heads, batch, "masked")
+
+
+def chosen(units: Sequence[Sequence[int]], count: int) -> list[int]:
+    """The members of the first units that together are at most `count`; one that would exceed it is left out, not cut."""
+    found: list[int] = []
+    for unit in units:
+        if len(found) == count:
+            break
+        if len(found) + len(unit) <= count:
+            found.extend(unit)
+    return found
+
+
+def segmented(text: str) -> list[str]:
+    """Chinese words."""
+    try:
+        import jieba
+    except ImportError:
+        raise ValueError("words: jieba needs the package jieba: pip install 'luthier[zh]', or give the words in the data") from None
+    jieba.setLogLevel(30)  # not a line about its dictionary
+    return jieba.lcut(text)
+
+
+def places(text: str, words: Sequence[str], sample: Sample) -> list[tuple[int, int]]:
+    """The characters (start, stop) of each word; ValueError where they do not stand in the text one after the other."""
+    if not words and text.strip():
+        raise ValueError(f"words: given needs the words of each text, and this row has none under 'words': {quoted(sample)}")
+    found, here = [], 0
+    for word in words:
+        start = text.find(word, here)
+        if start < 0 or text[here:start].strip():
+            raise ValueError(f"the word {word!r} does not follow in the text at character {here}: {quoted(sample)}")
+        here = start + len(word)
+        if word.strip():
+            found.append((start, here))
+    return found
