@@ -12,7 +12,7 @@ LINES = 5  # of one run, without a terminal
 class Display:
     """A context; cells go by their names."""
 
-    def __init__(self, cells: int, done: int, console: Console | None = None) -> None:
+    def __init__(self, cells: int, done: int = 0, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self.cells, self.done, self.begun = cells, done, time.monotonic()
         self.known = done

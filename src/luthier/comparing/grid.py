@@ -61,10 +61,9 @@ class Cell:
     point: Mapping[str, Any]
     document: Document = field(repr=False)
 
-    def run(self, output: Path) -> Run:
-        """The run, checked. ValueError where a value does not do."""
-        document = changed(self.document, {"output": str(output / "cells" / self.name)}, "")
-        return yaml.build(Run, document.values, document.where)
+    def run(self, output: Path, chosen: Mapping[str, Any] | None = None) -> Run:
+        """The run, with what a search has chosen for it. ValueError where a value does not do."""
+        return built(self.document, {**(chosen or {}), "output": str(output / "cells" / self.name)})
 
 
 def read_grid(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Grid, list[Cell]]:
@@ -201,6 +200,12 @@ def changed(document: Document, values: Mapping[str, Any], place: str) -> Docume
     for key, value in values.items():
         yaml.put(made, key.split("."), value, place or f"{key}={value}")
     return made
+
+
+def built(document: Document, values: Mapping[str, Any]) -> Run:
+    """The run of a document with these keys set."""
+    document = changed(document, values, "")
+    return yaml.build(Run, document.values, document.where)
 
 
 def label(value: Any, among: Sequence[Any]) -> str:

@@ -54,5 +54,9 @@ class Ledger:
     def waiting(self) -> list[Cell]:
         return [cell for cell in self.cells if self.state(cell) == "waiting"]
 
+    def group(self, cell: Cell) -> list[Cell]:
+        """The cells of the same method at the same point, one for each seed."""
+        return [other for other in self.cells if (other.method, other.point) == (cell.method, cell.point)]
+
     def failed(self) -> list[Cell]:
         return [cell for cell in self.cells if self.state(cell) == "failed"]

@@ -1,30 +1,28 @@
-"""Runs the cells of a grid: several take turns in one process, over one base.
+"""Runs a grid: searches first where it searches, then every cell, then the table.
 
-A cell equals the same run alone to the bit: it has modules, an optimizer and a stream of its own, and random generators of its own, which are
-put back before each of its turns. Whatever stops the grid, --resume goes on: finished cells stay, half ones go on from their checkpoints.
+A cell equals the same run alone to the bit. Whatever stops the grid, resume goes on: finished cells stay, half ones go on from their
+checkpoints, failed ones are tried again.
 """
 
-import gc
-import io
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from luthier.comparing.display import Display
-from luthier.comparing.grid import Cell, Grid, made, metric_of, read_grid
+from luthier.comparing.grid import Cell, Grid, made, metric_of, read_grid, searched
 from luthier.comparing.ledger import FILE, Ledger
 from luthier.comparing.page import write
 from luthier.comparing.read import read
-from luthier.comparing.shared import Shared
+from luthier.comparing.search import Search, budget, check_optuna
 from luthier.comparing.summary import Comparison
 from luthier.comparing.summary import compare as compared
+from luthier.comparing.turns import Ended, Job, Line, Stepped, Turns
 from luthier.config import RunFailed
-from luthier.run import Result, Run, make, steps
+from luthier.report import read_json
+from luthier.run import Run, make
 from luthier.training import folder as folders
-from luthier.training import random
 from luthier.training.stop import Interrupted, Stop, watched
 
 
@@ -37,12 +35,11 @@ def compare(grid: Grid | str | Path, resume: bool = False, overrides: Sequence[s
     grid, cells = (grid, made(grid)) if isinstance(grid, Grid) else read_grid(grid, overrides)
     folder = Path(grid.output).expanduser()
     check(folder, resume)
-    runs = build(cells, folder)
-    ledger = Ledger.begin(grid, cells, metric_of(grid, next(iter(runs.values()))))
-    unchanged(ledger, runs)
-    ledger.write()
-    with watched() as stop, Display(len(cells), len(cells) - len(ledger.waiting()), console) as display:
-        Turns(ledger, runs, Shared(), display, stop, grid.together or 1).go()
+    check_optuna(grid)
+    first = build(grid, cells, folder)
+    ledger = Ledger.begin(grid, cells, metric_of(grid, first))
+    with watched() as stop:
+        Work(grid, ledger, stop, console).go()
     failed = ledger.failed()
     if len(failed) == len(cells):
         raise RunFailed("every cell failed:\n" + "\n".join(f"{cell.name}: {ledger.entries[cell.name]['error']}" for cell in failed))
@@ -62,100 +59,119 @@ def check(folder: Path, resume: bool) -> None:
         raise FileNotFoundError(f"{folder} is not the folder of a grid ({FILE} is missing); choose another output")
 
 
-def build(cells: Sequence[Cell], folder: Path) -> dict[str, Run]:
-    """The run of each cell, its plug-ins made. ValueError with everything that is wrong with any of them."""
-    runs, wrong = {}, []
+def build(grid: Grid, cells: Sequence[Cell], folder: Path) -> Run:
+    """The first run, after all of them were made with their plug-ins. ValueError with everything that is wrong with any of them."""
+    runs, wrong = [], []
+    lists = {key: values for key, values in searched(grid).items() if isinstance(values, list | tuple)}
     for cell in cells:
         try:
-            runs[cell.name] = run = cell.run(folder)
-            make("tuning", run.tuning), make("objectives", run.objective), [make("evaluation", each) for each in run.evaluation]
+            search = Search(grid, cell, folder) if lists and cell.seed == grid.seeds[0] else None
+            for point in (search.points if search else None) or [{}]:
+                runs.append(cell.run(folder, point))
+                make("tuning", runs[-1].tuning), make("objectives", runs[-1].objective)
+                [make("evaluation", each) for each in runs[-1].evaluation]
         except ValueError as error:
             wrong.append(f"{cell.method}: {error}")
     if wrong:
         raise ValueError("\n".join(dict.fromkeys(wrong)))
-    return runs
-
-
-def unchanged(ledger: Ledger, runs: dict[str, Run]) -> None:
-    """Refuses to go on with other settings than the cells began with. A finished cell that is to be longer is waiting again."""
-    told = []
-    for cell in ledger.cells:
-        there = ledger.place(cell)
-        if (there / folders.CONFIG).is_file():
-            changed = folders.changes(there, runs[cell.name].settings(), without=("objective.labels",))
-            told += [f"{cell.name}: {change}" for key, change in changed.items() if not folders.free(key)]
-            if any(key in ("training.steps", "training.epochs", "training.result") for key in changed):
-                ledger.entries[cell.name]["state"] = "waiting"
-    if told:
-        raise ValueError(
-            f"{ledger.folder}: the grid was started with other settings:\n"
-            + "\n".join(told)
-            + "\nchange them back, or choose another output"
-        )
+    return runs[0]
 
 
 @dataclass
-class Turn:
-    """A run at work. random: its generators, as its last turn left them."""
+class Work:
+    """What is to be done of a grid, in the order of events."""
 
-    cell: Cell
-    going: Generator[dict[str, Any], None, Result]
-    random: dict[str, Any] | None = None
-
-    def next(self) -> dict[str, Any]:
-        if self.random is not None:
-            random.restore(self.random)
-        line = next(self.going)
-        self.random = random.state()
-        return line
-
-
-@dataclass
-class Turns:
-    """Cells that take turns, at most `together` at once."""
-
+    grid: Grid
     ledger: Ledger
-    runs: dict[str, Run]
-    shared: Shared
-    display: Display
     stop: Stop
-    together: int
+    console: Console | None
 
     def go(self) -> None:
-        waiting, working, stopped = self.ledger.waiting(), [], []
-        while working or (waiting and not self.stop.asked):
-            while waiting and len(working) < self.together and not self.stop.asked:
-                working.append(self.begin(waiting.pop(0)))
-            for turn in list(working):
-                try:
-                    self.display.step(turn.cell.name, turn.next())
-                    continue
-                except StopIteration as end:
-                    self.done(turn, end.value)
-                except Interrupted as stop:
-                    stopped.append(f"{turn.cell.name}: {stop}")
-                except Exception as error:  # whatever a cell runs into is its own
-                    self.failed(turn, error)
-                working.remove(turn)
-                turn.going.close()
-                del turn
-                gc.collect()
+        searches = [Search(self.grid, cell, self.ledger.folder) for cell in self.to_search()]
+        self.ledger.budget = budget(searches, self.grid) or self.ledger.budget
+        runs = self.runs()
+        self.ledger.write()
+        cells = [cell for cell in self.ledger.cells if self.ledger.state(cell) == "waiting"]
+        todo = [search for search in searches if any(cell in cells for cell in self.ledger.group(search.cell))]
+        with Display(len(cells) + sum(search.count for search in todo), console=self.console) as display:
+            self.search(todo, display)
+            runs = self.runs()
+            jobs = [Job(cell.name, runs[cell.name], self.grid.latency) for cell in cells if self.ledger.state(cell) == "waiting"]
+            self.do(jobs, display.step, lambda name, error: self.ended(name, error, display))
         if self.stop.asked:
-            raise Interrupted(f"stopped; {len(self.ledger.waiting())} of {len(self.ledger.cells)} cells are left; go on with --resume")
+            left = len(self.ledger.waiting())
+            raise Interrupted(f"stopped; {left} of {len(self.ledger.cells)} cells are left; go on with --resume")
 
-    def begin(self, cell: Cell) -> Turn:
-        place = self.ledger.place(cell)
-        resume = "auto" if (place / folders.CONFIG).is_file() else None
-        console = Console(file=io.StringIO(), quiet=True)  # the display shows it
-        return Turn(cell, steps(self.runs[cell.name], resume, make_ready=self.shared.ready, console=console, stop=self.stop))
+    def to_search(self) -> list[Cell]:
+        return [cell for cell in self.ledger.cells if self.grid.search and cell.seed == self.grid.seeds[0]]
 
-    def done(self, turn: Turn, result: Result) -> None:
-        self.ledger.note(turn.cell, state="done", error=None)
-        figures = (result.history.after if result.history else None) or {}
-        words = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if name in ("loss", self.ledger.metric))
-        self.display.end(turn.cell.name, f"done  {words}")
+    def runs(self) -> dict[str, Run]:
+        """The run of each cell as it is known now. ValueError where one was begun with other settings."""
+        entries = self.ledger.entries
+        runs = {cell.name: cell.run(self.ledger.folder, entries[cell.name]["chosen"]) for cell in self.ledger.cells}
+        told = []
+        for cell in self.ledger.cells:
+            there = self.ledger.place(cell)
+            if (there / folders.CONFIG).is_file() and (not self.grid.search or entries[cell.name]["chosen"] is not None):
+                changed = folders.changes(there, runs[cell.name].settings(), without=("objective.labels",))
+                told += [f"{cell.name}: {words}" for key, words in changed.items() if not folders.free(key)]
+                if changed.keys() & {"training.steps", "training.epochs", "training.result"}:
+                    entries[cell.name]["state"] = "waiting"  # it is to be longer
+        if told:
+            told = [f"{self.ledger.folder}: the grid was started with other settings; change them back, or choose another output", *told]
+            raise ValueError("\n".join(told))
+        return runs
 
-    def failed(self, turn: Turn, error: Exception) -> None:
-        told = str(error) if isinstance(error, ValueError | OSError | RunFailed) else f"{type(error).__name__}: {error}"
-        self.ledger.note(turn.cell, state="failed", error=told)
-        self.display.end(turn.cell.name, f"failed: {told}")
+    def search(self, searches: Sequence[Search], display: Display) -> None:
+        """Trials until all searches are over, then the chosen points go into the ledger."""
+        owner: dict[str, Search] = {}
+
+        def ended(name: str, error: str | None) -> None:
+            owner[name].told(name, error)
+            trial = next(each for each in owner[name].trials if each["folder"].endswith(f"/{name}"))
+            display.end(
+                name, words(trial["point"]) + (f"  loss {trial['loss']:.4f}" if trial["loss"] is not None else f"  failed: {error}")
+            )
+
+        while not self.stop.asked and (found := [(search, *trial) for search in searches for trial in search.next()]):
+            owner |= {name: search for search, name, _ in found}
+            jobs = []
+            for _, name, run in found:
+                job = Job(name, run)
+                if finished(job):
+                    ended(name, None)
+                else:
+                    jobs.append(job)
+            self.do(jobs, display.step, ended)
+        if self.stop.asked:
+            return
+        for search in searches:
+            for cell in self.ledger.group(search.cell):
+                chosen = search.chosen
+                why = "; ".join(dict.fromkeys(str(trial.get("error")) for trial in search.trials))
+                failed = {"state": "failed", "error": f"every trial of the search failed: {why}"} if chosen is None else {}
+                self.ledger.note(cell, trials=search.trials, chosen=chosen, **failed)
+
+    def do(self, jobs: Sequence[Job], stepped: Stepped, ended: Ended) -> None:
+        Turns(self.stop, self.grid.together, stepped, ended).go(jobs)
+
+    def ended(self, name: str, error: str | None, display: Display) -> None:
+        cell = next(cell for cell in self.ledger.cells if cell.name == name)
+        self.ledger.note(cell, state="done" if error is None else "failed", error=error)
+        figures: Line = read_json(self.ledger.place(cell) / folders.RESULT, {}).get("after") or {}
+        shown = "  ".join(f"{key} {value:.4f}" for key, value in figures.items() if key in ("loss", self.ledger.metric))
+        display.end(name, f"done  {shown}" if error is None else f"failed: {error}")
+
+
+def finished(job: Job) -> bool:
+    """Whether a run is over already, with these settings."""
+    if not (job.folder / folders.RESULT).is_file() or not (job.folder / folders.CONFIG).is_file():
+        return False
+    return not folders.changes(job.folder, job.run.settings(), without=("objective.labels",))
+
+
+def words(point: dict) -> str:
+    return ", ".join(
+        f"{key.rpartition('.')[2]} {value:g}" if isinstance(value, float) else f"{key.rpartition('.')[2]} {value}"
+        for key, value in point.items()
+    )

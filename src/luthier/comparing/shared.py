@@ -8,11 +8,14 @@ import copy
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from luthier.comparing import memory
+from luthier.comparing.lower import Known, Lower, lowest
 from luthier.core.transformer import Net
 from luthier.data.stream import Stream, open_stream
 from luthier.run import Ready, Run, base, make, prepare, section
@@ -58,6 +61,13 @@ def over(net: Net) -> Net:
     return copy.deepcopy(net, memo)
 
 
+def available() -> int:
+    """Bytes of memory that are free; where the system does not say, none are known to be."""
+    free = Path("/proc/meminfo")
+    lines = dict(line.split(":", 1) for line in free.read_text().splitlines()) if free.exists() else {}
+    return int(lines.get("MemAvailable", "0 kB").split()[0]) * 1024
+
+
 def place(value: Tensor) -> tuple:
     """Which part of which memory a tensor is."""
     return value.untyped_storage().data_ptr(), value.storage_offset(), tuple(value.shape), value.stride(), value.dtype
@@ -68,6 +78,8 @@ class Shared:
     """Makes runs ready, as `prepare` does; what two of them need alike is made for the first."""
 
     bases: dict[str, Base] = field(default_factory=dict)
+    known: Known = field(default_factory=Known)
+    start: int = 0  # bytes that the process held before the first base
     streams: dict[str, Stream] = field(default_factory=dict)
     objectives: dict[str, Any] = field(default_factory=dict)
 
@@ -79,8 +91,22 @@ class Shared:
             return prepare(config, stream)
         lender = self.base(config)
         ready = prepare(config, stream, lender.lend(), lender.drawn)
-        lender.lay(ready.model.net, ready.attached.parameters.values(), config.training.precision)
+        trained = list(ready.attached.parameters.values())
+        lender.lay(ready.model.net, trained, config.training.precision)
+        count = lowest(ready.model.net, trained)
+        if count:
+            name = f"{id(lender)} {config.training.precision}"
+            ready.model.net.lower = Lower(ready.model.net, count, name, self.known)  # type: ignore[assignment, arg-type]
         return ready
+
+    def floor(self, model: Model) -> int:
+        """Bytes that the process would hold with this model and nothing else."""
+        return self.start + sum(value.nbytes for value in model.net.parameters() if not value.requires_grad)
+
+    def largest(self) -> int:
+        """Bytes that a run over one of the bases may take: copies of its weights, gradients and two moments, and as much for activations."""
+        sizes = [sum(p.nbytes for p in each.model.net.parameters()) for each in self.bases.values()]
+        return 8 * max(sizes, default=0)
 
     def stream(self, config: Run) -> Stream:
         """The rows of a run, at their start."""
@@ -102,6 +128,7 @@ class Shared:
         for key in (alike, f"{alike} {config.seed}"):
             if key in self.bases:
                 return self.bases[key]
+        self.start = self.start or (memory.held() if memory.known() else 0)
         random.seed_all(config.seed)
         before = torch.get_rng_state()
         model = base(config)

@@ -170,7 +170,8 @@ class Transformer(Net):
 
     def hidden(self, ids, mask=None, *, lengths=None, prompts=None, types=None, positions=None, cache=None, allow=None, **extra) -> Tensor:  # type: ignore[override]
         x, context = self.enter(ids, mask, lengths, prompts, types, positions, cache, allow, **extra)
-        for x in self.layers(x, context):  # noqa: B007, B020  (the last one)
+        first, x = (0, x) if self.lower is None else self.lower(x, context)
+        for x in self.layers(x, context, first):  # noqa: B007, B020  (the last one)
             pass
         return context.taken(self.norm(x))
 
@@ -182,6 +183,7 @@ class Transformer(Net):
 
     def enter(
         self,
+        self.lower: Lower | None = None  # runs the first layers in their place
         ids: Tensor,
         mask: Tensor | None = None,
         lengths: tuple[int, ...] | None = None,
@@ -226,8 +228,9 @@ class Transformer(Net):
             Mask(self.causal, None, lengths, prompts, keys, allow), rotation, bias, cache=cache, extra=extra, inserted=inserted
         )
 
-    def layers(self, x: Tensor, context: Context) -> Iterator[Tensor]:
-        for layer, index in enumerate(self.order):
+    def layers(self, x: Tensor, context: Context, first: int = 0) -> Iterator[Tensor]:
+        """What each layer from `first` on makes of x."""
+        for layer, index in list(enumerate(self.order))[first:]:
             if self.recompute and torch.is_grad_enabled():
                 x = recomputed(self.blocks[index], x, context, layer)
             else:

@@ -25,6 +25,7 @@ class Data:
     system: str | None = None  # put before conversations that have no system message
     columns: dict[str, str | int] | None = None  # our name: the file's column, or its number in a file without a header line
     shuffle: bool = True
+    validation: float | None = None  # a share of the training rows to measure on in place of the held-out ones, as a search does
 
     def __post_init__(self) -> None:
         assert isinstance(self.length, int)
@@ -36,6 +37,8 @@ class Data:
         self._check_sources()
 
     def _check_held_out(self) -> None:
+        if self.validation is not None and not 0 < self.validation < 1:
+            raise ValueError(f"data.validation={self.validation}: a share of the training rows lies between 0 and 1")
         if isinstance(self.held_out, bool) or (isinstance(self.held_out, int) and self.held_out < 0):
             raise ValueError(f"data.held_out={self.held_out}: give a share below 1 (0.05), a number of rows (200), 0 or a file")
         if isinstance(self.held_out, float) and not 0 <= self.held_out < 1:

@@ -83,6 +83,15 @@ class Part:
                 continue
         return found or [self._renamed(0)]
 
+    def validate(self, share: float, seed: int) -> list[dict]:
+        """Takes a share of the rows that are left, one at least, away from training and returns them."""
+        count = max(1, round(share * len(self.train)))
+        if count >= len(self.train):
+            raise ValueError(f"{self.rows.path}: data.validation={share} takes {count} of {len(self.train)} rows, which leaves none to train on")
+        chosen = np.sort(_rng(seed, "validation").permutation(self.train)[:count])
+        self.train = np.setdiff1d(self.train, chosen)
+        return [self[int(index)] for index in chosen]
+
     def _renamed(self, index: int) -> dict:
         row = self.rows[index]
         try:
@@ -186,6 +195,8 @@ def _open(source: Source, data: Data) -> Part:
     part.check()
     return part
 
+    if data.validation is not None:
+        held_out = [row for part in parts for row in part.validate(data.validation, seed)]
 
 def _hold_out(parts: list[Part], data: Data, seed: int) -> list[dict]:
     if isinstance(data.held_out, str):

@@ -45,10 +45,10 @@ def _fitting(batch: Batch, net: nn.Module, trained: Sequence[Tensor]) -> bool:
         return False
     if sum(p.numel() for p in trained) > SMALL * sum(p.numel() for p in net.parameters()):
         return False
-    return not any(_draws(module) for module in net.modules())
+    return not any(draws(module) for module in net.modules())
 
 
-def _draws(module: nn.Module) -> bool:
+def draws(module: nn.Module) -> bool:
     """Whether it has a rate of dropout: torch's own module, or a number called dropout, attention_dropout ... as model files keep it."""
     named = (value for name, value in vars(module).items() if "drop" in name)
     return any(isinstance(rate, float) and rate > 0 for rate in ([module.p] if isinstance(module, nn.Dropout) else named))

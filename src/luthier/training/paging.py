@@ -93,7 +93,7 @@ class Paged:
                     memory[name] = home.tensor
                 home.release()
         if len(self.homes) > known:
-            _trim()
+            trim()
 
     def _bring(self, page: Sequence[Tensor]) -> None:
         """From pinned memory onto the GPU. What is mapped comes in as the step reads it, and is changed where it is."""
@@ -136,7 +136,7 @@ def _pages(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield page
 
 
-def _trim() -> None:
+def trim() -> None:
     """What was freed goes back to the system: glibc keeps aligned pieces of up to 32 MiB and cannot use them again."""
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

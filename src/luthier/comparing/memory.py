@@ -1,0 +1,77 @@
+"""The memory of one run among several in a process: what it would have needed alone, as well as that can be told.
+
+It is what the process holds before any run (programs, data, the base), what the run keeps from step to step (its parameters, its optimizer's
+moments), and the most that one of its steps took on top of what was there when the step began. On CUDA the devices' memory; where a system
+does not tell its peaks, the process's.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from luthier.training.paging import trim
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+MOMENTS = {"adamw": 2, "sgd": 1, "adafactor": 1}  # at most
+
+
+def known() -> bool:
+    """Whether peaks can be told and begun anew."""
+    return torch.cuda.is_available() or (STATUS.exists() and RESET.exists())
+
+
+def held() -> int:
+    """Bytes now."""
+    return sum(torch.cuda.memory_allocated(i) for i in devices()) if torch.cuda.is_available() else resident("VmRSS")
+
+
+def peak() -> int:
+    """The most bytes since `begin`."""
+    return sum(torch.cuda.max_memory_allocated(i) for i in devices()) if torch.cuda.is_available() else resident("VmHWM")
+
+
+def begin() -> None:
+    if torch.cuda.is_available():
+        for i in devices():
+            torch.cuda.reset_peak_memory_stats(i)
+    else:
+        RESET.write_text("5")
+
+
+def devices() -> range:
+    return range(torch.cuda.device_count())
+
+
+def resident(key: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(key + ":"))
+    return int(line.split()[1]) * 1024
+
+
+@dataclass
+class Gauge:
+    """The most that a step of one run took. What earlier runs freed and the allocator kept is given back now and then, or it would hide it."""
+
+    steps: int = 0
+    most: int = 0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        self.steps += 1
+        if not known() or self.steps == 1:  # the first makes the run, too
+            yield
+            return
+        if self.steps & (self.steps - 1) == 0:
+            trim()
+        begin()
+        before = held()
+        yield
+        self.most = max(self.most, peak() - before)
+
+    def alone(self, floor: int, trained: Mapping[str, Tensor], kind: str) -> int:
+        """Bytes; 0 where they cannot be told. floor: of the process with the base; trained: the run's parameters; kind: of its optimizer."""
+        kept = sum(value.nbytes for value in trained.values()) * (1 + MOMENTS[kind])
+        return floor + kept + self.most if self.most else 0

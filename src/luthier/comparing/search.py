@@ -1,0 +1,126 @@
+"""Search: each method tries settings on validation rows, all methods equally many, and its cells take what did best.
+
+The rows are a part of the training rows (data.validation); the held-out rows are never looked at. Lists are gone through whole, or sampled
+where there are more points than trials; a range from low to high is searched by optuna's tree of Parzen estimators, from trial to trial.
+"""
+
+import json
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from luthier.comparing.grid import SHARE, Cell, Grid, applies, built, searched
+from luthier.report import FALLS, read_json
+from luthier.run import Run
+from luthier.training.folder import RESULT
+
+Point = dict[str, Any]
+
+
+class Search:
+    """The trials of one method at one point of the grid, with the first seed. cell: the one of that seed."""
+
+    def __init__(self, grid: Grid, cell: Cell, folder: Path):
+        self.grid, self.cell, self.folder = grid, cell, folder
+        self.axes = {key: values for key, values in searched(grid).items() if applies(key, grid.methods[cell.method])}
+        self.on, self.share = grid.search.get("on", "loss"), float(grid.search.get("share", SHARE))
+        self.ranges = any(isinstance(values, Mapping) for values in self.axes.values())
+        self.points = [] if self.ranges else listed(self.axes, grid.search.get("trials"))
+        self.trials: list[dict[str, Any]] = []
+        self.study = study(self.on) if self.ranges and self.axes else None
+
+    @property
+    def count(self) -> int:
+        """How many trials there are in all; one is none, for there is nothing to choose."""
+        return int(self.grid.search["trials"]) if self.study is not None else len(self.points) if len(self.points) > 1 else 0
+
+    def next(self) -> list[tuple[str, Run]]:
+        """Trials that can be run now, by name: of lists all, of ranges one, for the next follows from it; none when they are over."""
+        if len(self.trials) >= self.count:
+            return []
+        points = [ask(self.study, self.axes)] if self.study is not None else self.points
+        found = []
+        for point in points:
+            name = f"{self.cell.name}-trial{len(self.trials)}"
+            self.trials.append({"point": point, "loss": None, "folder": f"trials/{name}"})
+            settings = {"output": str(self.folder / "trials" / name), "data.validation": self.share}
+            found.append((name, built(self.cell.document, point | settings)))
+        return found
+
+    def told(self, name: str, error: str | None) -> None:
+        """A trial is over."""
+        trial = next(each for each in self.trials if each["folder"] == f"trials/{name}")
+        figures = read_json(self.folder / "trials" / name / RESULT, {}).get("after") or {}
+        trial["loss"] = figures.get("loss") if error is None else None
+        if self.on != "loss":
+            trial[self.on] = figures.get(self.on) if error is None else None
+        if error is not None:
+            trial["error"] = error
+        if self.study is not None:
+            tell(self.study, self.trials.index(trial), trial.get(self.on))
+
+    @property
+    def chosen(self) -> Point | None:
+        """The best point; the first of equals; the only one where there is no choice. None where every trial failed."""
+        if self.study is None and not self.count:
+            return self.points[0] if self.points else {}
+        sign = 1 if self.on in FALLS else -1
+        done = [trial for trial in self.trials if isinstance(trial.get(self.on), int | float) and math.isfinite(trial[self.on])]
+        return min(done, key=lambda trial: sign * trial[self.on])["point"] if done else None
+
+
+def listed(axes: Mapping[str, Sequence[Any]], trials: int | None) -> list[Point]:
+    """Every point, or as many as there are trials: the same ones for every method that has the same axes."""
+    points = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())] if axes else []
+    if trials is None or trials >= len(points):
+        return points
+    chosen = sorted(random.Random(json.dumps(list(axes))).sample(range(len(points)), trials))
+    return [points[i] for i in chosen]
+
+
+def check_optuna(grid: Grid) -> None:
+    """ValueError where a range is to be searched and optuna is not there."""
+    if any(isinstance(values, Mapping) for values in searched(grid).values()):
+        try:
+            import optuna  # noqa: F401
+        except ImportError:
+            raise ValueError("a search from low to high needs the package optuna; pip install 'luthier[search]', or give lists") from None
+
+
+def study(on: str) -> Any:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(direction="minimize" if on in FALLS else "maximize", sampler=optuna.samplers.TPESampler(seed=0))
+
+
+def ask(study: Any, axes: Mapping[str, Any]) -> Point:
+    trial = study.ask()
+    return {key: suggested(trial, key, values) for key, values in axes.items()}
+
+
+def suggested(trial: Any, key: str, values: Any) -> Any:
+    if not isinstance(values, Mapping):
+        return trial.suggest_categorical(key, list(values))
+    low, high, log = values["low"], values["high"], bool(values.get("log"))
+    whole = isinstance(low, int) and isinstance(high, int)
+    return trial.suggest_int(key, low, high, log=log) if whole else trial.suggest_float(key, low, high, log=log)
+
+
+def tell(study: Any, number: int, value: float | None) -> None:
+    import optuna
+
+    good = value is not None and math.isfinite(value)
+    study.tell(number, value if good else None, state=None if good else optuna.trial.TrialState.FAIL)
+
+
+def budget(searches: Iterable[Search], grid: Grid) -> dict[str, Any] | None:
+    """What grid.json says of a search."""
+    counts = {search.cell.name.rpartition("-seed")[0]: search.count for search in searches}
+    if not counts:
+        return None
+    share = float(grid.search.get("share", SHARE))
+    return {"trials": counts, "on": grid.search.get("on", "loss"), "share": share, "seed": grid.seeds[0]}
