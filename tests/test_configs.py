@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import luthier.lookup as lookup
+import shown
 import tiny
 from luthier.run import Run, run
 from tinyrun import chats, write_rows
@@ -37,24 +38,41 @@ SMALL = {
     "translate": [*TINY, "model.decoder_layers=2"],
     "diffuse": [*TINY, "model.kv_heads=1"],
 }
+SHOWN = {"captions": shown.captioned, "shown": shown.conversations}
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 SLOW = ("chat", "chat-bf16", "rank")  # 135 million parameters
 
 
 def packaged(config: Run) -> None:
     """Skips where the package that carries the model is not installed."""
-    source = config.model if isinstance(config.model, str) else config.model["tokenizer"]
+    source = config.model if isinstance(config.model, str) else config.model.get("tokenizer", config.model.get("start", ""))
+    if not source.startswith("pkg://"):
+        return
     package, _, file = source.removeprefix("pkg://").partition("/")
     tiny.packaged(package, file)
+
+
+def parts(name: str, folder: Path) -> list[str]:
+    """Trained parts of picture models, made small."""
+    if name == "see":
+        voice = tiny.tiny_chat()
+        voice.save(folder / "voice")
+        shown.tiny_eyes(voice.tokenizer).save(folder / "eyes")
+        return [f"model.eyes={folder / 'eyes'}", f"model.voice={folder / 'voice'}"]
+    if name == "see-chat":
+        test_two_steps_of_each("see", folder / "see")
+        return [f"model={folder / 'see' / 'out'}"]
+    return []
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NAMES])
 def test_two_steps_of_each(name: str, tmp_path: Path) -> None:
     form = Path(Run.from_yaml(FOLDER / f"{name}.yaml").data.sources[0].path).stem
-    data = write_rows(tmp_path / f"{form}.jsonl", ROWS[form])
+    tmp_path.mkdir(exist_ok=True)
+    data = write_rows(tmp_path / f"{form}.jsonl", SHOWN[form](tmp_path) if form in SHOWN else ROWS[form])
     changes = [f"data.path={data}", f"output={tmp_path / 'out'}", "data.held_out=4", "training.epochs=null", "training.steps=2"]
     changes += ["training.rows=4", "training.tokens=null"]
-    changes += SMALL.get(name, [])
+    changes += [*SMALL.get(name, []), *parts(name, tmp_path)]
     changes += [f"tuning.cache={tmp_path / 'states'}"] if name == "features" else []
     config = Run.from_yaml(FOLDER / f"{name}.yaml", changes)
     packaged(config)

@@ -151,7 +151,8 @@ def heads_that_learn_nothing(case: Case) -> str | None:
 def vocabulary(case: Case) -> str | None:
     assert case.model.tokenizer is not None
     written = chain.from_iterable(case.examples)
-    highest = max((max((id for id in example.ids if id < VIRTUAL), default=0) for example in written), default=0)
+    places = {case.model.net.vocab} if case.model.net.sight is not None else set()  # of pictures
+    highest = max((max((id for id in set(example.ids) - places if id < VIRTUAL), default=0) for example in written), default=0)
     if highest >= case.model.net.vocab:
         token = case.model.tokenizer.token(highest)
         return (
@@ -167,6 +168,25 @@ def positions(case: Case) -> str | None:
     longest = max((max(example.documents) for example in chain.from_iterable(case.examples)), default=0)
     if limit is not None and longest > limit:
         return f"a row has {longest} tokens, and {case.model.source} has vectors for {limit} positions; set data.length={limit}"
+    return None
+
+
+def one_forward_pass(case: Case) -> str | None:
+    """An objective that compares a step's rows with each other cannot have them in parts."""
+    training, kind = case.run.training, case.objective.kind
+    if not case.objective.together:
+        return None
+    if training.rows == 1:
+        return f"objective {kind} compares the rows of a step with each other, and training.rows=1 leaves nothing to compare; take more"
+    longest = max((len(example.ids) for example in case.labelled), default=0)
+    tokens = training.tokens if training.rows is None else training.rows * longest
+    assert tokens is not None
+    if tokens > training.micro_tokens:
+        most = f"training.tokens={tokens}" if training.rows is None else f"{training.rows} rows of up to {longest} tokens"
+        return (
+            f"objective {kind} needs a whole step in one forward pass, and {most} may be more than training.micro_tokens="
+            f"{training.micro_tokens}; raise it to {tokens}, or make the step smaller"
+        )
     return None
 
 
@@ -247,7 +267,7 @@ def disk(case: Case) -> str | None:
 
 
 CHECKS: tuple[Callable[[Case], str | None], ...] = (
-    data, objective_and_model, heads, something_to_learn, vocabulary, positions, rows_without_labels, cut_rows, end_of_answers,
+    data, objective_and_model, heads, something_to_learn, one_forward_pass, vocabulary, positions, rows_without_labels, cut_rows, end_of_answers,
     heads_that_learn_nothing, template_of_the_adapter, disk,
 )  # fmt: skip
 FIRST = (data, objective_and_model, something_to_learn)  # the others rest on these

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 class Run:
     """A run file. Sections of plug-ins are a name, {kind: name, ...}, or from Python the plug-in itself."""
 
-    model: Annotated[Any, Shelf("models", key="arch", bare=False, extra=("preset", "tokenizer"))]  # a source, or {arch: llama, ...}
+    model: Annotated[
+        Any, Shelf("models", key="arch", bare=False, extra=("preset", "tokenizer", "start", "eyes", "voice"))
+    ]  # a source, or {arch: llama, ...}
     data: Data
     objective: Annotated[Any, Shelf("objectives")]
     training: Training

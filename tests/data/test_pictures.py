@@ -4,7 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from luthier.data.pictures import VIT, read_pictures
+from luthier.data import pictures
+from luthier.data.pictures import VIT, check_pictures, read_pictures, varied
 
 
 @pytest.fixture
@@ -32,3 +33,41 @@ def test_what_is_no_picture_is_named(tmp_path):
     (tmp_path / "a.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"a\.png is no picture"):
         read_pictures([tmp_path / "a.png"], 4)
+
+
+def test_a_file_is_decoded_once(paths, monkeypatch):
+    opened = []
+    monkeypatch.setattr("luthier.data.pictures._opened", lambda path, open=pictures._opened: opened.append(path) or open(path))
+    first = read_pictures(paths, 6)
+    assert torch.equal(read_pictures(paths[::-1], 6).flip(0), first)
+    assert opened == [str(path) for path in paths]
+
+
+def test_a_picture_cut_short_is_named(paths):
+    data = paths[0].read_bytes()
+    paths[0].write_bytes(data[: len(data) // 2])
+    check_pictures(paths)  # the beginning is whole
+    with pytest.raises(ValueError, match=r"noise\.png: this picture cannot be decoded"):
+        read_pictures(paths, 5)
+
+
+def test_what_is_not_there_or_elsewhere_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no picture at .*b\.png; paths are relative to the folder of the data file"):
+        check_pictures([tmp_path / "b.png"])
+    with pytest.raises(ValueError, match="pictures are read from files; fetch this one first"):
+        check_pictures(["https://example.org/b.png"])
+
+
+def test_varied_pictures_are_moved_scaled_mirrored_and_tinted_within_bounds(paths):
+    picture = torch.zeros(64, 1, 9, 9)
+    picture[:, :, 4, 4] = 1.0
+    torch.manual_seed(0)
+    assert torch.allclose(varied(picture, 0.0), picture, atol=1e-6)  # the middle stays when mirrored
+    lopsided = torch.zeros(400, 1, 9, 9)
+    lopsided[:, :, 4, 6] = 1.0
+    same = torch.isclose(varied(lopsided, 0.0), lopsided, atol=1e-6).all((1, 2, 3))
+    assert 160 < same.sum() < 240
+    flat = varied(torch.full((400, 3, 8, 8), 0.5), 0.2)
+    assert torch.allclose(flat, flat[..., :1, :1].expand_as(flat), atol=1e-6)  # edges are drawn out, nothing black comes in
+    shade = flat[:, 0, 0, 0]
+    assert shade.min() >= 0.5 * 0.8 - 0.2 - 1e-6 and shade.max() <= 0.5 * 1.2 + 0.2 + 1e-6 and shade.std() > 0.05

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from luthier.core.frozen import FrozenLinear
 
 ROLES = ("q", "k", "v", "o", "up", "gate", "down", "attn_norm", "ffn_norm")
-AROUND = ("embed", "head", "norm")
+AROUND = ("embed", "head", "norm", "project")  # project: from what a picture model sees to what the language model reads
 
 
 @dataclass(frozen=True)

@@ -37,12 +37,13 @@ def search(
     generator: torch.Generator | None = None,
     int8: bool = False,
     fast: bool = True,
+    images: torch.Tensor | None = None,
 ) -> list[list[int]]:
     """The `samples` best new token lists of each prompt in turn. No chance is in it: temperature, top_k, top_p, generator are not used."""
     check(net, prompts, None)
     width, device = sampling.beams, next(net.parameters()).device
     rows = continued(net, prompts, width)
-    reader = Reader(net, len(rows), sampling, int8, None, fast)
+    reader = Reader(net, len(rows), sampling, int8, None, fast, images)
     scores_BV = reader(*left_padded(prompts, device)).repeat_interleave(width, 0)
     reader.select(torch.arange(len(prompts), device=device).repeat_interleave(width))
     # All beams start equal, so only the first may branch.

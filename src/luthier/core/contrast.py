@@ -23,3 +23,15 @@ def contrastive_loss(scores_NN: Tensor, scale: Tensor | float) -> Tensor:
     label_N = torch.arange(len(scores_NN), device=scores_NN.device)
     scores_NN = scores_NN * scale
     return (F.cross_entropy(scores_NN, label_N) + F.cross_entropy(scores_NN.mT, label_N)) / 2
+
+
+def hard_negatives(scores_NN: Tensor, draw: bool = True) -> Tensor:
+    """(N,) for each row one of the other columns: drawn, the likelier the higher its score, or the highest.
+
+    Li et al. 2021 (ALBEF), arXiv:2107.07651, section 3.2. One row alone has none: ValueError.
+    """
+    if len(scores_NN) < 2:
+        raise ValueError("one pair alone has no negative; compare two at least")
+    own_NN = torch.eye(len(scores_NN), dtype=torch.bool, device=scores_NN.device)
+    others_NN = scores_NN.detach().float().masked_fill(own_NN, -torch.inf)
+    return torch.multinomial(others_NN.softmax(-1), 1)[:, 0] if draw else others_NN.argmax(-1)

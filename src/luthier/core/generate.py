@@ -35,18 +35,19 @@ def stream_ids(
     memory: Memory | None = None,
     int8: bool = False,
     fast: bool = True,
+    images: Tensor | None = None,
 ) -> Iterator[list[int | None]]:
     """At every step the next token of each row, None for rows that have ended (an end token is given out once).
 
     Rows are prompts, each `samples` times in turn. memory: of one prompt, holding what the net has read before. fast: by the decoder
-    with the fewest operators, where it knows the net. ValueError for an empty prompt or one beyond the model's positions.
+    with the fewest operators, where it knows the net. images (N, C, Y, X): the prompts' pictures, for a net that sees. ValueError for an empty prompt or one beyond the model's positions.
     """
     check(net, prompts, memory)
     device = next(net.parameters()).device
     repeats = sampling.samples
     rows = continued(net, prompts, repeats)
-    memory = None if isinstance(net, EncoderDecoder) else memory  # a source is read anew
-    reader = Reader(net, len(rows), sampling, int8, memory, fast)
+    memory = None if isinstance(net, EncoderDecoder) or images is not None else memory  # a source or a picture is read anew
+    reader = Reader(net, len(rows), sampling, int8, memory, fast, images)
     known = memory.shared(rows[0]) if memory and reader.cached else 0
     ids_BT, mask_BT = left_padded([prompt[known:] for prompt in prompts], device)
     scores_BV = reader(ids_BT, mask_BT)

@@ -86,14 +86,23 @@ class Memory:
 class Reader:
     """Feeds ids to a net and gives the scores of what comes next: through the fast decoder, the cache, or (foreign nets) from the start."""
 
-    def __init__(self, net: Net, rows: int, sampling: Sampling, int8: bool = False, memory: Memory | None = None, fast: bool = True):
+    def __init__(
+        self,
+        net: Net,
+        rows: int,
+        sampling: Sampling,
+        int8: bool = False,
+        memory: Memory | None = None,
+        fast: bool = True,
+        images: Tensor | None = None,
+    ):
         memory = memory or Memory()
-        self.net, self.int8, self.sampling = net, int8, sampling
-        self.cached = isinstance(net, Transformer)
-        self.fast = fast and decodable(net)
+        self.net, self.int8, self.sampling, self.writer, self.images = net, int8, sampling, net.writer, images
+        self.cached = isinstance(self.writer, Transformer)
+        self.fast = fast and decodable(self.writer)
         if int8 and not self.fast:
             raise ValueError("int8 weights are for rotary pre-norm models (llama and its kind) in evaluation mode; leave int8 out")
-        self.cache = memory.cache or (Cache(len(net.order)) if isinstance(net, Transformer) else None)
+        self.cache = memory.cache or (Cache(len(self.writer.order)) if isinstance(self.writer, Transformer) else None)
         self.decoder = memory.decoder
         self.rows = rows
         self.ids_BT = torch.empty(rows, 0, dtype=torch.long)
@@ -102,12 +111,12 @@ class Reader:
     def __call__(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
         """(B, V) scores behind the last column."""
         if self.fast and ids_BT.shape[1] == 1 and mask_BT is None and self.cache is not None and self.cache.length:
-            assert isinstance(self.net, Transformer)
+            assert isinstance(self.writer, Transformer)
             if self.decoder is None:
-                self.decoder = Decoder(self.net, len(ids_BT), self.int8, copies=self.sampling.max_tokens >= WORTH_COPIES)
+                self.decoder = Decoder(self.writer, len(ids_BT), self.int8, copies=self.sampling.max_tokens >= WORTH_COPIES)
             return self.decoder(ids_BT[:, 0], self.cache)
         if self.cached:
-            hidden = self.net.hidden(ids_BT, mask_BT, cache=self.cache, **self._target(ids_BT))
+            hidden = self.net.hidden(ids_BT, mask_BT, cache=self.cache, **self._target(ids_BT), **self._shown())
             return self.net.logits(hidden[:, -1:])[:, 0]
         mask_BT = torch.ones_like(ids_BT, dtype=torch.bool) if mask_BT is None else mask_BT
         self.ids_BT, self.mask_BT = torch.cat([self.ids_BT.to(ids_BT), ids_BT], 1), torch.cat([self.mask_BT.to(mask_BT), mask_BT], 1)
@@ -120,6 +129,11 @@ class Reader:
             return {}
         assert self.cache is not None
         return {"decoder_ids": ids_BT if self.cache.length else torch.full_like(ids_BT[:, :1], self.net.start)}
+
+    def _shown(self) -> dict[str, Any]:
+        """The prompts' pictures, once."""
+        images, self.images = self.images, None
+        return {} if images is None else {"images": images}
 
     def select(self, index_B: Tensor) -> None:
         """Go on with these rows, in this order."""
@@ -149,7 +163,8 @@ def adjusted(
 ) -> Tensor:
     """The scores after the repetition penalty (prompt included) and the minimum length."""
     if sampling.repetition_penalty != 1.0:
-        rows = [[*prompt, *row] for prompt, row in zip(prompts, new, strict=True)]
+        known = scores_BV.shape[1]  # a picture's places are no tokens
+        rows = [[token for token in [*prompt, *row] if token < known] for prompt, row in zip(prompts, new, strict=True)]
         scores_BV = change.repetition_penalty(scores_BV, rows, sampling.repetition_penalty)
     return change.without(scores_BV, eos) if len(new[0]) < sampling.min_tokens else scores_BV
 

@@ -5,7 +5,8 @@ B batch, T length, D model width, V vocabulary
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,18 @@ from luthier.core.text import TEXT, Text
 from luthier.core.virtual import Chooser, insert
 
 
+@dataclass(frozen=True)
+class Sight:
+    """What a net asks of pictures. tokens: how many of a text's places one takes; 0 where pictures stand beside the text."""
+
+    side: int  # pixels
+    tokens: int = 0
+    colours: Literal["clip", "vit"] = "clip"  # by whose mean and spread they are scaled
+
+
+Lower = Callable[[Tensor, Context], tuple[int, Tensor]]  # the embedded input to (layers it stands for, what they make of it)
+
+
 class Net(nn.Module, ABC):
     """What every network answers to, ours or foreign. `pool` says which state of a sentence its heads read: first or last."""
 
@@ -30,6 +43,7 @@ class Net(nn.Module, ABC):
     causal: bool
     pool: str
     heads: nn.ModuleDict
+    sight: Sight | None = None  # of nets that see pictures beside texts
     fills: int | None = None  # the token that stands for what is not known yet, in models that write by filling it in (core.unmask)
 
     @abstractmethod
@@ -59,6 +73,11 @@ class Net(nn.Module, ABC):
     def states(self, ids: Tensor, mask: Tensor | None = None, **inputs: Any) -> list[Tensor]:
         """The embedding's output and every block's, each (B, T, D); the last is `hidden`."""
         raise ValueError(f"{type(self).__name__} gives its last states only; load the model from its folder instead")
+
+    @property
+    def writer(self) -> "Net":
+        """The stack that writes: this one, or the language model in a joined one."""
+        return self
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, T, V) scores of the next (causal) or the same (bidirectional) token from hidden states (B, T, D)."""
@@ -163,6 +182,7 @@ class Transformer(Net):
         self.recompute = False
         self.virtual: Chooser | None = None  # virtual tokens that stand before every text
         self.virtual_after = 0  # behind so many tokens of it
+        self.lower: Lower | None = None  # runs the first layers in their place
 
     @property
     def vocab(self) -> int:  # type: ignore[override]
@@ -183,7 +203,6 @@ class Transformer(Net):
 
     def enter(
         self,
-        self.lower: Lower | None = None  # runs the first layers in their place
         ids: Tensor,
         mask: Tensor | None = None,
         lengths: tuple[int, ...] | None = None,

@@ -13,10 +13,15 @@
 | tags | tokens and tags | {"tokens", "tags"} |
 | extract | question, context, answers | {"question", "context", "answers": [{"text", "start"}]} |
 | choices | question, choices, answer | {"question", "choices", "answer"} (answer: a number from 0) |
+| captions | image (a file) and caption, captions or text | {"image", "text"} (text: one, or a list to draw from) |
+
+Conversations may have pictures: a column image (or images), or parts {"type": "image", "image": FILE} of a turn. The turn that shows them
+then has {"images": [FILE]} and says <image> where each stands; before the first question, if the row does not say where.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from luthier.lookup import suggest
@@ -34,6 +39,8 @@ SCORE = ("score", "similarity", "relatedness_score", "rating")
 TAGS = ("tags", "ner_tags", "pos_tags", "labels")
 COMPLETION = ("completion", "response", "answer", "output")
 CHOICES = ("choices", "options", "candidates")
+CAPTION = ("caption", "captions")
+IMAGE = "<image>"  # where a picture stands in a text
 ANSWER = ("answer", "answerKey", "label", "answer_key")
 
 Row = Mapping[str, Any]
@@ -54,6 +61,22 @@ def detect(rows: Sequence[Row]) -> str:
     )
 
 
+def pictures(row: Row) -> list[str]:
+    """The files of a normalised row's pictures, in order."""
+    shown = [path for message in row.get("messages", ()) for path in message.get("images", ())]
+    return [row["image"], *shown] if "image" in row else shown
+
+
+def placed(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A normalised row with the paths of its pictures, which are relative to the folder of the file that it is from."""
+    for holder in (row, *row.get("messages", ())):
+        if "image" in holder:
+            holder["image"] = str(folder / Path(holder["image"]).expanduser())
+        if "images" in holder:
+            holder["images"] = [str(folder / Path(path).expanduser()) for path in holder["images"]]
+    return row
+
+
 def rename(row: Row, columns: Mapping[str, str | int]) -> dict[str, Any]:
     """The row with our names in place of the file's, {ours: theirs}."""
     theirs = {ours: str(name) for ours, name in columns.items()}
@@ -68,6 +91,7 @@ def normalise(row: Row, form: str, system: str | None = None) -> dict[str, Any]:
     """The row in its task's one shape. Raises ValueError where the row lacks what its form needs."""
     normal = _NORMAL[form](row)
     if "messages" in normal:
+        _show(normal["messages"], row)
         _check(normal["messages"])
         if system is not None and normal["messages"][0]["role"] != "system":
             normal["messages"] = [{"role": "system", "content": system}, *normal["messages"]]
@@ -80,6 +104,37 @@ def _check(messages: list[dict[str, str]]) -> None:
         raise ValueError(f"no assistant turn (roles: {found}), so there is nothing to learn; add the answer or remove the row")
     if not any(message["content"].strip() for message in messages if message["role"] == "assistant"):
         raise ValueError("every assistant turn is empty, so there is nothing to learn; add the answer or remove the row")
+
+
+def _show(messages: list[dict[str, Any]], row: Row) -> None:
+    """Gives each turn the pictures that its text has places for."""
+    parts = [path for message in messages for path in message.pop("parts", [])]
+    column = row.get("images") if row.get("images") is not None else row.get("image")
+    images = [path for path in parts if path is not None] or ([] if column is None else column if isinstance(column, list) else [column])
+    if parts and not images:
+        raise ValueError("a turn holds something that is not text, a picture, and no file is named for it; name it in a column image")
+    if not images:
+        return
+    if not all(isinstance(path, str) for path in images):
+        raise ValueError("a picture is named by the path of its file; this row holds something else")
+    if not any(IMAGE in message["content"] for message in messages):
+        first = next((message for message in messages if message["role"] == "user"), messages[0])
+        first["content"] = f"{IMAGE}\n" * len(images) + first["content"]
+    places = [message["content"].count(IMAGE) for message in messages]
+    if sum(places) != len(images):
+        raise ValueError(f"{len(images)} pictures and {sum(places)} places for them ({IMAGE}) in one row; each picture needs one place")
+    rest = iter(images)
+    for message, count in zip(messages, places, strict=True):
+        if count:
+            message["images"] = [next(rest) for _ in range(count)]
+
+
+def _captions(row: Row) -> dict:
+    said = row[_first(row, (*CAPTION, *TEXT))]
+    texts = said if isinstance(said, list) else [said]
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError("a caption is a text, or a list of texts; this row has an empty one or something else")
+    return {"image": _text(row, ("image",)), "text": texts[0] if len(texts) == 1 else texts}
 
 
 def _messages(row: Row) -> dict:
@@ -207,21 +262,22 @@ def label(value: Any) -> int | str:
     return int(text) if text.removeprefix("-").isdecimal() and text.isascii() else text
 
 
-def _message(turn: Any, role: str, content: str) -> dict[str, str]:
+def _message(turn: Any, role: str, content: str) -> dict[str, Any]:
     if not isinstance(turn, Mapping) or role not in turn or content not in turn:
         raise ValueError(f"a turn needs {role!r} and {content!r}; this one is {json.dumps(turn, ensure_ascii=False, default=str)[:80]}")
-    said = turn[content]
-    if isinstance(said, list):  # [{"type": "text", "text": ...}, ...]
-        if any(not isinstance(part, Mapping) or part.get("type") != "text" for part in said):
-            raise ValueError("a turn holds something that is not text; only text can be learnt from here")
-        said = "".join(str(part["text"]) for part in said)
+    said, images = turn[content], list(turn.get("images") or [])
+    if isinstance(said, list):  # [{"type": "text", "text": ...}, {"type": "image", "image": ...}, ...]
+        if any(not isinstance(part, Mapping) or part.get("type") not in ("text", "image") for part in said):
+            raise ValueError("a turn holds something that is neither text nor a picture; only these can be learnt from here")
+        images = [part.get("image", part.get("path", part.get("url"))) for part in said if part["type"] == "image"]
+        said = "".join(str(part["text"]) if part["type"] == "text" else IMAGE for part in said)
     if not isinstance(said, str):
         raise ValueError(f"the {content!r} of a turn is a {type(said).__name__} where text was expected")
     who = str(turn[role])
     known = ROLES.get(who.lower())
     if known is None:
         raise ValueError(f"a turn is by {who!r}{suggest(who, ROLES)}")
-    return {"role": known, "content": said}
+    return {"role": known, "content": said, "parts": images} if images else {"role": known, "content": said}
 
 
 def _turns(row: Row, key: str) -> list:
@@ -285,6 +341,7 @@ def _is_turns(values: Row, names: Iterable[str], key: str) -> bool:
 
 
 _TESTS = (
+    ("captions", lambda v: isinstance(v.get("image"), str) and (_has(v, CAPTION) or (_has(v, TEXT) and not _has(v, LABEL)))),
     ("messages", lambda v: _is_turns(v, ("messages", "conversation", "conversations"), "role")),
     ("sharegpt", lambda v: _is_turns(v, ("conversations", "messages"), "from")),
     ("alpaca", lambda v: _has(v, ("instruction",)) and _has(v, ("output", "instances"))),
@@ -300,5 +357,5 @@ _TESTS = (
 
 _NORMAL = {
     "messages": _messages, "sharegpt": _sharegpt, "alpaca": _alpaca, "prompt": _prompt, "translation": _translation, "text": _plain, "lines": _plain,
-    "labelled": _labelled, "scored": _scored, "tags": _tags, "extract": _extract, "choices": _choices,
+    "labelled": _labelled, "scored": _scored, "tags": _tags, "extract": _extract, "choices": _choices, "captions": _captions,
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-FORMS = ("messages", "sharegpt", "alpaca", "prompt", "translation", "text", "lines", "labelled", "scored", "tags", "extract", "choices")
+FORMS = ("messages", "sharegpt", "alpaca", "prompt", "translation", "text", "lines", "labelled", "scored", "tags", "extract", "choices", "captions")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from luthier.data import forms
+from luthier.data.pictures import check_pictures
 from luthier.data.read import Rows, read
 from luthier.data.settings import Data, Source
 
@@ -49,7 +50,7 @@ class Part:
 
     def __getitem__(self, index: int) -> dict:
         try:
-            return forms.normalise(self._renamed(index), self.form, self.system)
+            return forms.placed(forms.normalise(self._renamed(index), self.form, self.system), self.rows.path.parent)
         except (KeyError, TypeError, IndexError) as error:
             where = self.rows.where(index)
             raise ValueError(f"{where}: not a row of the form {self.form!r} ({type(error).__name__}: {error}); mend it") from error
@@ -61,7 +62,16 @@ class Part:
     def check(self) -> None:
         """Looks at the rows (evenly spread ones of a very large file); the first bad one raises."""
         for index in np.unique(np.linspace(0, len(self.rows) - 1, min(CHECKED, len(self.rows))).astype(int)):
-            self[int(index)]
+            self.look(int(index))
+
+    def look(self, index: int) -> dict:
+        """A row, once it is sure that its pictures are there."""
+        row = self[index]
+        try:
+            check_pictures(forms.pictures(row))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.rows.where(index)}: {error}") from error
+        return row
 
     def hold_out(self, count: int, seed: int) -> list[dict]:
         """Takes `count` rows, chosen by the seed, away from training and returns them."""
@@ -70,6 +80,15 @@ class Part:
                 f"{self.rows.path}: held_out takes {count} of {len(self.rows)} rows, which leaves none to train on; hold out fewer"
             )
         chosen = np.sort(_rng(seed, "held out").permutation(len(self.rows))[:count])
+        self.train = np.setdiff1d(self.train, chosen)
+        return [self[int(index)] for index in chosen]
+
+    def validate(self, share: float, seed: int) -> list[dict]:
+        """Takes a share of the rows that are left, one at least, away from training and returns them."""
+        count = max(1, round(share * len(self.train)))
+        if count >= len(self.train):
+            raise ValueError(f"{self.rows.path}: data.validation={share} takes {count} of {len(self.train)} rows, which leaves none to train on")
+        chosen = np.sort(_rng(seed, "validation").permutation(self.train)[:count])
         self.train = np.setdiff1d(self.train, chosen)
         return [self[int(index)] for index in chosen]
 
@@ -82,15 +101,6 @@ class Part:
             except ValueError:
                 continue
         return found or [self._renamed(0)]
-
-    def validate(self, share: float, seed: int) -> list[dict]:
-        """Takes a share of the rows that are left, one at least, away from training and returns them."""
-        count = max(1, round(share * len(self.train)))
-        if count >= len(self.train):
-            raise ValueError(f"{self.rows.path}: data.validation={share} takes {count} of {len(self.train)} rows, which leaves none to train on")
-        chosen = np.sort(_rng(seed, "validation").permutation(self.train)[:count])
-        self.train = np.setdiff1d(self.train, chosen)
-        return [self[int(index)] for index in chosen]
 
     def _renamed(self, index: int) -> dict:
         row = self.rows[index]
@@ -185,6 +195,8 @@ def open_stream(data: Data, seed: int) -> Stream:
         told = ", ".join(f"{path} ({form})" for form, path in kinds.items())
         raise ValueError(f"these files hold different things and cannot be mixed: {told}; name data.form if one was taken for another")
     held_out = _hold_out(parts, data, seed)
+    if data.validation is not None:
+        held_out = [row for part in parts for row in part.validate(data.validation, seed)]
     weights = [source.weight for source in sources]
     return Stream(parts, None if weights[0] is None else [float(weight or 0) for weight in weights], seed, data.shuffle, held_out)
 
@@ -195,8 +207,6 @@ def _open(source: Source, data: Data) -> Part:
     part.check()
     return part
 
-    if data.validation is not None:
-        held_out = [row for part in parts for row in part.validate(data.validation, seed)]
 
 def _hold_out(parts: list[Part], data: Data, seed: int) -> list[dict]:
     if isinstance(data.held_out, str):

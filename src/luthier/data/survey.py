@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from luthier.data.forms import IMAGE
 from luthier.data.stream import Part
 from luthier.data.template import Template
 from luthier.data.tokenizer import Ranges, Tokenizer
@@ -63,15 +64,22 @@ def read_as(row: dict, template: Template | None) -> tuple[str, Ranges]:
         if template is None:
             raise ValueError("conversations need a chat template: name a model that has one, or a plain one (--template human_assistant)")
         return template.spans(row["messages"])
+    if "image" in row:
+        return f"{IMAGE}{first(row['text'])}", [(len(IMAGE), len(IMAGE) + len(first(row["text"])))]
     text = row["text"] if set(row) == {"text"} else "\n".join(f"{key}: {value}" for key, value in row.items())
     return text, [(0, len(text))]
+
+
+def first(text: str | list[str]) -> str:
+    """One caption, where a picture may have several."""
+    return text if isinstance(text, str) else text[0]
 
 
 def _good(part: Part, found: Survey) -> Iterator[tuple[int, dict]]:
     seen: set[int] = set()
     for index in range(len(part.rows)):
         try:
-            row = part[index]
+            row = part.look(index)
         except ValueError as error:
             found.problems.append(str(error))
             continue

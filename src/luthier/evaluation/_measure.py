@@ -118,7 +118,7 @@ def go_over(model: Model, objective: Objective, batches: Iterable[Batch], predic
     with evaluating(model):
         for batch in batches:
             here = batch.to(model.device)
-            hidden = model.net.hidden(**objective.inputs(here))
+            hidden = objective.forward(model.net, here)
             terms = objective.loss(hidden, model.net.heads, here)
             for name, term in terms.items():
                 tally.sums[name] += float(term.sum) * term.weight

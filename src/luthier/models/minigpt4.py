@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from luthier.core.cache import Cache
 from luthier.core.names import Name, linear
-from luthier.core.transformer import Net
+from luthier.core.transformer import Net, Sight
 from luthier.models._config import Reader
-from luthier.models._picture import OUTSIDE, QUERYING, VISION, part, prefixed, read_part
+from luthier.models._picture import OUTSIDE, QUERYING, VISION, eyes, part, prefixed, read_part, sight
 
 LANGUAGE = "language_model."
 LLAMA = {"llama": "llama", "mistral": "llama", "qwen2": "llama", "gpt2": "gpt2"}  # model_type to architecture
@@ -48,6 +48,17 @@ class Seeing(Net):
     @property
     def heads(self) -> nn.ModuleDict:  # type: ignore[override]
         return self.language.heads
+
+    @property
+    def writer(self) -> Net:
+        return self.language
+
+    @property
+    def sight(self) -> Sight:  # type: ignore[override]
+        return sight(self.config.vision, self.config.states)
+
+    def fuse(self) -> None:
+        self.language.fuse()
 
     def look(self, pixels: Tensor) -> Tensor:
         """(N, S, D): what the language model is given of pictures (N, C, Y, X)."""
@@ -125,7 +136,7 @@ class MiniGPT4:
         return width * self.join if self.q_former is None else part("q_former", self.q_former).width
 
     def build(self) -> Seeing:
-        vision = part("vit", self.vision)
+        vision = eyes(self.vision)
         if self.q_former is None and (vision.image // vision.patch) ** 2 % self.join:
             raise ValueError(f"{(vision.image // vision.patch) ** 2} patches cannot be joined by {self.join}")
         if self.q_former is not None and part("q_former", self.q_former).memory != vision.width:

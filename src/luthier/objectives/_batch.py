@@ -18,6 +18,7 @@ import torch
 from tokenizers import Encoding
 from torch import Tensor
 
+from luthier.data.forms import pictures
 from luthier.data.stream import Sample
 from luthier.data.tokenizer import Tokenizer
 from luthier.sources.marks import Marks, marks
@@ -43,6 +44,7 @@ class Example:
     reference: Any = None  # what predict() is compared with
     note: Any = None  # what predict() needs to know beside the batch
     sizes: dict[str, int] = field(default_factory=dict)  # term -> what its loss is divided by, where that is not its labels
+    pictures: tuple[Tensor, ...] = ()  # (C, Y, X) each, in the order of their places
     row: int = -1  # of once(): which row it is from; of Batches: the sample's place in its epoch
 
     @property
@@ -145,6 +147,9 @@ def collate(examples: Sequence[Example]) -> Batch:
     extra: dict[str, Tensor] = {}
     if any(example.types for example in examples):
         extra["types"] = _tensor(list(chain.from_iterable(example.types or [0] * len(example.ids) for example in examples)))[None]
+    seen = [pixels for example in examples for pixels in example.pictures]
+    if seen:
+        extra["images"] = torch.stack(seen)
     prompts = tuple(chain.from_iterable((example.prompt,) + (0,) * (len(example.documents) - 1) for example in examples))
     return Batch(
         ids=_tensor(list(chain.from_iterable(example.ids for example in examples)))[None],
@@ -166,8 +171,13 @@ def _tensor(values: list[Any]) -> Tensor:
         return torch.tensor(values)
 
 
-def pack(examples: Sequence[Example], micro_tokens: int) -> list[Batch]:
-    """Micro-batches of at most micro_tokens; an example that is longer goes alone. Similar lengths stand together."""
+def pack(examples: Sequence[Example], micro_tokens: int, together: bool = False) -> list[Batch]:
+    """Micro-batches of at most micro_tokens; an example that is longer goes alone. Similar lengths stand together.
+
+    together: one batch of them all, in their order.
+    """
+    if together:
+        return [collate(examples)] if examples else []
     groups: list[list[Example]] = []
     room = 0
     for example in sorted(examples, key=lambda example: -max(example.documents)):
@@ -194,6 +204,8 @@ class Reading:
 def encode(objective: "Objective", samples: Sequence[Sample], model: Model, length: int) -> list[list[Example]]:
     """The examples of each sample, tokenised together; [] where a sample has nothing to learn."""
     assert model.tokenizer is not None
+    for sample in samples:
+        _check_sight(sample, objective, model)
     template = marks(model)
     if template is not None:
         samples = [replace(sample, row=template.write(sample.row)) for sample in samples]
@@ -207,8 +219,23 @@ def encode(objective: "Objective", samples: Sequence[Sample], model: Model, leng
             example.stack = objective.stack if model.encoder_decoder and not objective.pairs else ""
             if template is not None:
                 _place(example, template)
+            example.stack = objective.stack if model.encoder_decoder and not objective.pairs else ""
         found.append(examples)
     return found
+
+
+def _check_sight(sample: Sample, objective: "Objective", model: Model) -> None:
+    """A row with pictures needs an objective and a model that look at them."""
+    if not pictures(sample.row):
+        return
+    if not objective.pictures:
+        raise ValueError(
+            f"objective {objective.kind} reads no pictures, and this row has some: {quoted(sample)}; take chat, causal or contrastive"
+        )
+    if model.net.sight is None:
+        raise ValueError(
+            f"{model.source} sees no pictures, and this row has some: {quoted(sample)}; take minigpt4 or blip2, or leave out their column"
+        )
 
 
 def _place(example: Example, template: Marks) -> None:
@@ -241,10 +268,11 @@ def once(
     """Every row one time, for measuring; batch.examples[i].row says which row an example is from."""
     objective.check(model)
     found = 0
-    for start in range(0, len(rows), AT_ONCE):
-        samples = [Sample(rows[i], 0, i, seed) for i in range(start, min(start + AT_ONCE, len(rows)))]
+    share = max(1, -(-len(rows) // -(-len(rows) // AT_ONCE))) if rows and objective.together else AT_ONCE  # equal parts
+    for start in range(0, len(rows), share):
+        samples = [Sample(rows[i], 0, i, seed) for i in range(start, min(start + share, len(rows)))]
         examples = list(chain.from_iterable(encode(objective, samples, model, length)))
         found += len(examples)
-        yield from pack(examples, micro_tokens)
+        yield from pack(examples, micro_tokens, objective.together)
     if not found:
         raise ValueError(objective.nothing(len(rows), length))

@@ -50,7 +50,7 @@ class Batches:
             chosen.append(self._first())
             tokens += len(chosen[-1].ids)
             self._taken += 1
-        return pack(chosen, self.size.micro_tokens)
+        return pack(chosen, self.size.micro_tokens, self.objective.together)
 
     @property
     def epoch(self) -> float:

@@ -5,7 +5,7 @@ A run calls, in this order:
     net.add_head(kind, labels)                  for each of objective.heads() that the net lacks
     batches = objective.batches(stream, model, size, length)
     for batch in next(batches):
-        hidden = net.hidden(**objective.inputs(batch))
+        hidden = objective.forward(net, batch)
         terms = objective.loss(hidden, net.heads, batch)     sum / (count over the step) * weight, added up
 
 N tokens, D width, M labelled positions
@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from luthier.core.transformer import Net
 from luthier.data.stream import Sample, Stream
@@ -34,6 +34,7 @@ class Objective(ABC):
     pairs: ClassVar[bool] = False  # whether it teaches an encoder-decoder: one text is read, another written
     stack: ClassVar[str] = ""  # of an encoder-decoder: whose states of the text it reads, "encoder" or "decoder"; "": it takes none
     together: ClassVar[bool] = False  # whether the loss is no sum over examples, so that a step's examples need one forward pass
+    pictures: ClassVar[bool] = False  # whether it reads a row's pictures
     learns: ClassVar[str] = "text"  # what a row lacks when it has nothing to learn
 
     def prepare(self, stream: Stream) -> "Objective":
@@ -66,11 +67,11 @@ class Objective(ABC):
         return net.hidden(**self.inputs(batch))
 
     @abstractmethod
-    def loss(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> dict[str, Term]:
+    def loss(self, hidden: Any, heads: nn.ModuleDict, batch: Batch) -> dict[str, Term]:
         """Named terms from hidden (1, N, D), the final hidden states."""
 
     @abstractmethod
-    def predict(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> list[Any]:
+    def predict(self, hidden: Any, heads: nn.ModuleDict, batch: Batch) -> list[Any]:
         """One prediction per example, in the form of its reference."""
 
     def sure(self, hidden: Any, heads: nn.ModuleDict, batch: Batch) -> list[float | None]:

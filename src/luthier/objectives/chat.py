@@ -14,6 +14,7 @@ from luthier.data.stream import Sample
 from luthier.objectives._batch import Batch, Example, Reading, Term, quoted
 from luthier.objectives._language import best_tokens, refuse_encoder, token_loss
 from luthier.objectives._objective import Objective
+from luthier.objectives._pictures import pixels_of, spread, whole
 from luthier.sources.model import Model
 
 
@@ -24,6 +25,7 @@ class Chat(Objective):
     prompt: Literal["causal", "bidirectional"] = "causal"  # how the tokens before the first answer see each other
 
     needs: ClassVar[tuple[str, ...]] = ("messages",)
+    pictures: ClassVar[bool] = True
     learns: ClassVar[str] = "an answer that begins"
     verified: ClassVar[str] = "transformers 5.23 LlamaForCausalLM's loss"
 
@@ -43,17 +45,18 @@ class Chat(Objective):
         return Reading(sample, [text], spans)
 
     def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:
-        ids = reading.ids[0][:length]
+        ids, ranges = spread(reading.ids[0], reading.ranges, reading.sample, model)
+        ids, pixels = ids[:length], pixels_of(reading.sample, model)
         at: list[int] = []
         labels: list[int] = []
-        for start, stop in reading.ranges:
+        for start, stop in ranges:
             start, stop = max(start, 1), min(stop, length)
             at += range(start - 1, stop - 1)
             labels += ids[start:stop]
-        if not labels:
+        if not labels or not whole(ids, len(pixels), model):
             return []
         prompt = at[0] + 1 if self.prompt == "bidirectional" else 0
-        return [Example(ids, {"lm": at}, {"lm": labels}, prompt=prompt, reference=labels)]
+        return [Example(ids, {"lm": at}, {"lm": labels}, prompt=prompt, reference=labels, pictures=pixels)]
 
     def loss(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> dict[str, Term]:
         return {"lm": token_loss(hidden, heads, batch, "lm")}

@@ -1,6 +1,7 @@
 """Text in, text out: prompts and conversations continued by a model, with core.generate choosing the tokens."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from luthier.data.tokenizer import Tokenizer
 from luthier.sources.fill import fill_texts, stream_fill
 from luthier.sources.fill import settings as settings_of
 from luthier.sources.model import Model
+from luthier.sources.sight import pixels_of, spread
 from luthier.sources.writer import Writer
 
 Prompt = str | Sequence[Mapping[str, str]]
@@ -30,6 +32,7 @@ def generate_texts(
     generator: torch.Generator | None = None,
     int8: bool = False,
     template: Template | None = None,
+    images: Sequence[Sequence[str | Path]] | None = None,
     **sampling: Any,
 ) -> list[str]:
     """One new text for each prompt (`samples` for each, in turn), without the prompt, the end token or the stop string.
@@ -37,12 +40,13 @@ def generate_texts(
     A prompt is a string, continued as it stands, or a conversation of {"role", "content"}, written by the template (the model's own, if
     none is given) with the header of an answer behind it. stop: strings that end a text. seed or generator: the same one gives the same
     texts; without, torch's global generator is used. int8: weights in 8 bits. sampling: min_tokens, top_k, top_p, repetition_penalty,
-    samples, beams, length_penalty; of models that fill in masks (diffusion_lm) samples, steps, block, remasking, guidance. ValueError
+    samples, beams, length_penalty. images: for each prompt the files that its places <image> show, where it is a string (turns of a
+    conversation have their own "images"); of models that fill in masks (diffusion_lm) samples, steps, block, remasking, guidance. ValueError
     for settings that do not fit and for prompts that are empty or too long.
     """
     settings = settings_of(model, {"max_tokens": max_tokens, "temperature": temperature, **sampling}, OTHERS)
     questions = _separate(prompts)
-    asked = [Asked(model, prompt, stop, template) for prompt in questions]
+    asked = [Asked(model, prompt, stop, template, shown) for prompt, shown in zip(questions, images or [()] * len(questions), strict=True)]
     if not asked:
         return []
     _room(model, asked, settings)
@@ -53,6 +57,9 @@ def generate_texts(
         _no_int8(model, int8)
         return fill_texts(model, [a.ids for a in asked], settings, writers, eos, generator)
     options: dict[str, Any] = {"eos": eos, "generator": generator, "int8": int8}
+    pixels = [each for a in asked for each in a.pixels]
+    if pixels:
+        options["images"] = torch.stack(pixels).to(model.device, model.dtype)
     if settings.beams > 1:
         rows = generate_ids(model.net, [a.ids for a in asked], settings, stop=lambda row, new: asked[row].ends(new), **options)
         return [asked[i // settings.samples].text(row, eos) for i, row in enumerate(rows)]
@@ -102,7 +109,14 @@ def stream_text(
 class Asked:
     """A prompt ready for the net: its ids, and what ends the answer to it."""
 
-    def __init__(self, model: Model, prompt: Prompt, stop: str | Sequence[str], template: Template | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        prompt: Prompt,
+        stop: str | Sequence[str],
+        template: Template | None,
+        images: Sequence[str | Path] = (),
+    ) -> None:
         if model.tokenizer is None:
             raise ValueError(
                 f"{model.source or 'this model'} has no tokenizer, so it cannot read text; use luthier.core.generate on token ids"
@@ -127,6 +141,9 @@ class Asked:
             self.ids = self.tokenizer.encode(template.render(prompt, generation=True))
             self.before = []
             self.stop.extend(template.stop)
+            images = [*images, *(path for turn in prompt for path in turn.get("images", ()))]
+        self.pixels = pixels_of(images, model)
+        self.ids, _ = spread(self.ids, [], len(self.pixels), model)
 
     def writer(self) -> Writer:
         return Writer(self.tokenizer, self.stop, self.before)

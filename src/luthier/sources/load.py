@@ -30,6 +30,7 @@ DTYPES = {
     "float16": torch.float16, "fp16": torch.float16, "float64": torch.float64, "fp64": torch.float64,
 }  # fmt: skip
 STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+PARTS = {"start": "blip2", "eyes": "minigpt4", "voice": "minigpt4"}  # sources of trained parts, and which architecture takes them
 Attach = Callable[[Model, Path], object]
 
 
@@ -155,6 +156,17 @@ def fresh(settings: Mapping[str, Any], dtype: torch.dtype | None, device: str | 
     if preset is not None and preset not in arch.presets:
         raise ValueError(f"{name} has no preset called {preset!r}{suggest(str(preset), arch.presets)}")
     tokenizer = fresh_tokenizer(fields.pop("tokenizer", None))
+    trained = sorted(fields.keys() & PARTS.keys())
+    if wrong := [key for key in trained if PARTS[key] != name]:
+        raise ValueError(f"{wrong[0]} is for {PARTS[wrong[0]]}, and this is {name}; leave it out")
+    if (name == "blip2" and preset is None) or trained:
+        from luthier.sources import joined
+
+        load = lambda part: load_model(part, dtype)  # noqa: E731
+        check_fields(build(arch, {key: value for key, value in fields.items() if key not in PARTS}))
+        model = joined.comparing(fields, tokenizer, load) if name == "blip2" else joined.seeing(fields, load)
+        model.net.to(device, dtype).eval()
+        return model
     if tokenizer is not None and not any(field.name == "vocab" for field in dataclasses.fields(arch)):
         raise ValueError(f"{name}: {arch.untrained}; leave the tokenizer out")
     if tokenizer is not None and preset is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from luthier.anatomy.anatomy import Anatomy, anatomy
 from luthier.anatomy.merge import merge
 from luthier.core.transformer import Net
+from luthier.data.forms import IMAGE
 from luthier.data.template import Template
 from luthier.data.tokenizer import Tokenizer
 
@@ -27,6 +28,8 @@ class Model:
         attached: Any = None,
     ):
         self.net, self.tokenizer, self.template, self.source, self.attached = net, tokenizer, template, source, attached
+        if net.sight is not None and net.sight.tokens and tokenizer is not None and tokenizer.id(IMAGE) is None:
+            tokenizer.add([IMAGE], special=True)  # the place of a picture is a token of its own
 
     @cached_property
     def anatomy(self) -> Anatomy:

@@ -22,9 +22,12 @@ Rest = TypeVar("Rest")
 LossOf = Callable[[Batch], tuple[Tensor, Rest]]
 
 
-def backward(loss_of: LossOf[Rest], batch: Batch, net: nn.Module, trained: Sequence[Tensor]) -> list[Rest]:
-    """Adds the gradients of the batch's loss to those of `trained`. loss_of gives a loss that is a sum over examples, and what to return."""
-    if not _fitting(batch, net, trained):
+def backward(loss_of: LossOf[Rest], batch: Batch, net: nn.Module, trained: Sequence[Tensor], together: bool = False) -> list[Rest]:
+    """Adds the gradients of the batch's loss to those of `trained`. loss_of gives the loss, and what to return.
+
+    together: the loss is no sum over examples, so the batch stays whole.
+    """
+    if together or not _fitting(batch, net, trained):
         loss, rest = loss_of(batch)
         loss.backward()
         return [rest]

@@ -263,7 +263,7 @@ def accumulate(
 
     with lowered(net, precision):
         for batch in micro:
-            for parts in lanes.backward(loss_of, batch.to(device), net, trained):
+            for parts in lanes.backward(loss_of, batch.to(device), net, trained, objective.together):
                 for name, value in parts.items():
                     values[name] = values.get(name, 0) + value.detach() / len(attached.running())
     penalty = attached.penalty()
@@ -274,7 +274,7 @@ def accumulate(
 
 
 def _parts(net: Net, objective: "Objective", batch: "Batch", counts: Counter[str]) -> dict[str, Tensor]:
-    hidden = net.hidden(**objective.inputs(batch))
+    hidden = objective.forward(net, batch)
     terms = objective.loss(hidden, net.heads, batch)
     assert set(terms) <= set(counts), f"terms {sorted(terms)} without counts: the batch counts {sorted(counts)}"
     return {name: term.sum * (term.weight / max(1, counts[name])) for name, term in terms.items()}
