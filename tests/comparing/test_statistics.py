@@ -79,8 +79,9 @@ def test_the_grain_of_values(values: tuple[float, ...], step: float | None):
     assert grain(values) == (step if step is None else pytest.approx(step))
 
 
-def test_drawn_rows_give_the_exact_interval_of_a_mean():
-    values = rows("over three seeds")
+@pytest.mark.parametrize("kind", ["right or wrong", "losses"])
+def test_drawn_rows_give_the_exact_interval_of_a_mean(kind: str):
+    values = rows(kind)
     exact, drawn = mean_against(values), drawn_against(lambda chosen: sum(values[i] for i in chosen) / len(chosen), len(values))
     deviation = np.std(values) / math.sqrt(len(values))
     assert (drawn.low, drawn.high) == pytest.approx((exact.low, exact.high), abs=0.3 * deviation)

@@ -20,7 +20,7 @@ METHODS = {
         "accuracy": 0.9,
         "result": LATENCY,
         "chosen": {"training.rate": 0.001},
-        "trials": [{"point": {"training.rate": 0.001}, "loss": 0.3}],
+        "trials": [{"point": {"training.rate": 0.001}, "loss": float("nan")}],
     },
     "低秩适配": {"accuracy": 0.85, "trained": 22_700_000, "memory": 3 * 2**30},
     "a_name & 100% {of} \\things$ | <tags>": {"accuracy": 0.7},
@@ -51,6 +51,13 @@ def test_every_column_of_a_wide_table_is_in_the_narrow_one(found: Comparison):
     assert all(column.short in narrow for column in table.columns(found))
 
 
+def test_chinese_takes_two_columns_a_character(found: Comparison):
+    assert table.size("低秩适配") == 8
+    assert table.size("e\u0301") == 1
+    lines = {line.split()[0]: line for line in table.terminal(found, 200).splitlines() if line.split()[:1] in (["低秩适配"], ["probe"])}
+    assert lines["低秩适配"].index("±") == lines["probe"].index("±") - 4  # as far right, behind fewer characters
+
+
 def test_control_characters_of_a_name_do_not_reach_the_terminal(tmp_path: Path):
     text = table.terminal(compare(read([write_grid(tmp_path / "g", {"a\x1b[31m\nb": {}}, seeds=[0])])), 80)
     assert "\x1b" not in text
@@ -64,6 +71,7 @@ def test_json_holds_every_number_and_no_nan(found: Comparison):
     assert len(lora["figures"]["accuracy"]["values"]) == 3
     assert lora["against_first"]["rows"] == 60
     assert lora["latency_s"] == pytest.approx({"base": 1e-3, "unmerged": 1.0425e-3, "merged": 1e-3})
+    assert lora["trials"] == [{"point": {"training.rate": 0.001}, "loss": None}]
     assert lora["chosen"] == {"training.rate": 0.001}
     assert [each["error"] for each in values["failed"]] == ["the prompt is too long"] * 3
 

@@ -161,7 +161,10 @@ def by_class(found: Comparison, keys: Mapping[str, Any]) -> dict[str, Any] | Non
 
 def matrix(known: Errors, name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
     lines = [(label, known.row(name, label)) for label, times in known.classes.items() if times]
-    cells = [(label, [(*shaded(share), label == other) for share, other in zip(row, known.classes, strict=True)]) for label, row in lines]
+    cells = [
+        (label, [(f"{100 * share:.0f}", shaded(share)[1], label == other) for share, other in zip(row, known.classes, strict=True)])
+        for label, row in lines
+    ]
     return {"name": name, "key": keys[name], "labels": list(known.classes), "rows": cells}
 
 

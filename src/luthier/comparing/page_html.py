@@ -85,7 +85,7 @@ tbody tr:last-child > * { border-bottom: 0; }
 details { background: var(--card); border: 1px solid var(--line); border-radius: 10px; margin-top: 12px; padding: 0 16px; }
 summary { cursor: pointer; padding: 12px 0; font-weight: 600; }
 .matrices { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); gap: 24px; padding-bottom: 16px; }
-.matrices table { font-size: 13px; width: 100%; min-width: 0; } .matrices th, .matrices td { padding: 5px 7px; font-size: 12.5px; }
+.matrices table { font-size: 13px; width: 100%; min-width: 0; } .matrices th, .matrices td { padding: 5px 6px; font-size: 12.5px; }
 .matrices div { overflow-x: auto; }
 .failed { border-left: 3px solid var(--bad); } .failed p { margin: 0; overflow-wrap: anywhere; } .failed p + p { margin-top: 10px; }
 .failed b { color: var(--bad); }
@@ -230,7 +230,7 @@ right.{% if classes.left_out %} {{ classes.left_out }} rarer ones are left out.{
 </table>
 </div>
 {% if classes.matrices %}
-<details><summary>What is taken for what</summary>
+<details><summary>What is taken for what, in percent of the rows of a class</summary>
 <div class="matrices">
 {% for matrix in classes.matrices %}
 <div class="heat"><h3>{{ key(matrix.key) }}{{ matrix.name }}</h3>
