@@ -2,15 +2,18 @@
 
 First each task trains an adapter alone (ST-A; `tune` with {kind: adapter, ...}, saved). Then base and adapters are frozen, and at each
 place p = softmax(Q r . K z_n) and y + sum_n p_n V z_n train, r what the last adapter reads, z_n what the n-th adds. V starts as the identity
-and is kept near it by penalty * sum ||I - V||^2. Each adapter stays there under its own name, with the head it was saved with.
+and is kept near it by penalty * sum ||I - V||^2. Each adapter stays there under its own name, with the head it was saved with, whatever its
+labels; the fusion has a head of its own. A fusion's folder brings the adapters without their heads.
+
+MT-A, in which the base trains with all adapters together, is the same fusion over the base that came of it (benchmarks/claims/fusion.py).
 
 B batch, T length, N adapters, D width
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +22,11 @@ from torch.nn import functional as F
 from luthier.anatomy.anatomy import Anatomy
 from luthier.anatomy.around import Adapter, OnRows, Own, Values
 from luthier.anatomy.compose import adds, place, together
+from luthier.core.heads import LabelHead
 from luthier.tuning._attached import Attached
 from luthier.tuning._common import task_sites, train_beside
+from luthier.tuning._folder import Folder
+from luthier.tuning._heads import own_heads, start_from, with_labels
 from luthier.tuning._read import read
 from luthier.tuning._stored import kind_of
 from luthier.tuning._tune import made
@@ -31,6 +37,10 @@ class AdapterFusion:
     adapters: dict[str, str | dict[str, Any]]  # name -> folder of a saved adapter, or "" for one that is on the model
     penalty: float = 0.01  # weight of ||I - V||^2
     dropout: float = 0.0  # on the scores
+    heads: dict[str, Literal["keep", "drop", "start"]] = field(
+        default_factory=dict
+    )  # adapter -> its own head stays under its name (as where
+    # nothing is said), goes, or is what the fusion's head starts as
     also_train: tuple[str, ...] = ()  # embed, head, norm or roles that train whole
     tokens: tuple[str, ...] | str = ()  # added to the vocabulary, trained and saved with it; or the folder of a second tokenizer
     verified: ClassVar[str] = "adapters 1.3.0 (outputs and penalty on BERT and GPT-2), the count of BERT-base"
@@ -38,11 +48,13 @@ class AdapterFusion:
     def __post_init__(self) -> None:
         if len(self.adapters) < 2 or self.penalty < 0 or not 0 <= self.dropout < 1:
             raise ValueError(f"adapter_fusion needs two adapters at least, penalty >= 0 and 0 <= dropout < 1, not {self}")
+        if self.heads.keys() - self.adapters.keys() or list(self.heads.values()).count("start") > 1:
+            raise ValueError(f"adapter_fusion: heads names its adapters, and one of them at most to start from, not {self.heads}")
 
     def attach(self, anatomy: Anatomy, name: str = "default") -> Attached:
         fresh = [source for source in self.adapters if source not in anatomy.adapters]
         try:
-            sections = {source: _source(anatomy, source, given) for source, given in self.adapters.items()}
+            sections = {each: _source(anatomy, each, given, self.heads.get(each, "keep")) for each, given in self.adapters.items()}
             fused = self._fuse(anatomy, name, {source for source, section in sections.items() if section})
         except BaseException:
             for source in fresh:
@@ -50,7 +62,9 @@ class AdapterFusion:
             raise
         parameters = {f"{place}.{key}": value for place, each in fused.items() for key, value in each.named_parameters()}
         beside = train_beside(anatomy, name, self.also_train)
-        attached = Attached(anatomy, name, replace(self, adapters=sections), parameters | beside)
+        for source in (source for source, head in self.heads.items() if head == "start"):
+            start_from(anatomy, name, source)
+        attached = Attached(anatomy, name, replace(self, adapters=sections, heads={}), parameters | beside)
         attached.penalty_of = lambda: self.penalty * torch.stack([each.distance() for each in fused.values()]).sum()
         return attached
 
@@ -121,16 +135,21 @@ class Fused(Adapter):
         return dict(self.named_parameters()) | theirs
 
 
-def _source(anatomy: Anatomy, name: str, given: str | dict[str, Any]) -> str | dict[str, Any]:
+def _source(anatomy: Anatomy, name: str, given: str | dict[str, Any], head: str) -> str | dict[str, Any]:
     """Put an adapter on the model if it is not there; the section of a run that makes such a one, where it is known."""
-    if isinstance(given, dict):
+    if isinstance(given, dict):  # a fusion's folder, which has its members without their heads
         if name not in anatomy.adapters:
-            for parameter in made(given, {}).attach(anatomy, name).parameters.values():
+            labels = {kind: part.out.out_features for kind, part in anatomy.task_heads().items() if isinstance(part, LabelHead)}
+            attached = with_labels(anatomy, labels, name, lambda: made(given, {}).attach(anatomy, name), keep=False)
+            for parameter in attached.parameters.values():
                 parameter.requires_grad_(False)
         return given
     if not given:
         if name not in anatomy.adapters:
             raise ValueError(f"adapter_fusion: there is no adapter called {name!r} on the model; attach it first, or give its folder")
+        for path in own_heads(anatomy, name) if head == "drop" else ():
+            anatomy.at(path).unwrap(name)
         return ""
-    method = read(anatomy, Path(given), name).method
+    path = Path(given)
+    method = with_labels(anatomy, Folder(path).heads, name, lambda: read(anatomy, path, name), keep=head != "drop").method
     return {"kind": kind_of(method)} | asdict(method)
