@@ -52,6 +52,10 @@ class Reparametrised(nn.Module):
             self.known = now, self.outer(self._hidden())
         return self.known[1][:, start:stop]
 
+    def train(self, mode: bool = True) -> "Reparametrised":
+        self.known = None  # a fused optimizer's step leaves a parameter's version as it was
+        return super().train(mode)
+
     def _hidden(self) -> Tensor:
         return torch.tanh(self.inner(self.words))
 

@@ -58,6 +58,10 @@ class Encoded(Rows):
             self.known = now, self._made()
         return self.known[1]
 
+    def train(self, mode: bool = True) -> "Encoded":
+        self.known = None  # a fused optimizer's step leaves a parameter's version as it was
+        return super().train(mode)
+
     def _made(self) -> Tensor:
         x_PD = self.words if self.lstm is None else self.lstm(self.words[None])[0][0]
         return self.outer(F.relu(self.inner(x_PD)))
