@@ -1,5 +1,6 @@
 """The command line: exit codes, one sentence on stderr, and no torch before it is needed."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -145,3 +146,9 @@ def test_the_example_of_init_is_a_run_file(tmp_path: Path):
 
     runner.invoke(main.app, ["init", str(tmp_path / "run.yaml")])
     assert Run.from_yaml(tmp_path / "run.yaml").objective == {"kind": "chat"}
+
+
+@pytest.mark.parametrize("verb", main.verbs())
+def test_a_verbs_line_of_help_is_the_first_of_its_docstring(verb: str):
+    docstring = ast.get_docstring(ast.parse((main.FOLDER / f"{verb}.py").read_text(encoding="utf-8"))) or ""
+    assert main.help_line(verb) == docstring.partition("\n")[0] != ""
