@@ -34,6 +34,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 TINY = ["model.width=16", "model.layers=2", "model.heads=2", "model.hidden=24"]
 SMALL = {
     "pretrain": [*TINY, "model.kv_heads=1"],
+    "bilm": ["model.width=8", "model.hidden=12", "model.filters=[[1,4],[2,4]]"],
     "masked": TINY,
     "translate": [*TINY, "model.decoder_layers=2"],
     "diffuse": [*TINY, "model.kv_heads=1"],

@@ -10,11 +10,12 @@ import torch
 from luthier import lookup
 from luthier.data.settings import Data
 from luthier.data.stream import Stream, open_stream
+from luthier.models.elmo import ELMo
 from luthier.models.t5 import T5
 from luthier.objectives._batch import Batch, Size, once
 from luthier.objectives._objective import Objective
 from luthier.sources.foreign import wrap
-from luthier.sources.load import load_model
+from luthier.sources.load import load_model, spelled
 from luthier.sources.model import Model
 from tiny import data_path, minilm_path, smollm2_path
 
@@ -22,6 +23,7 @@ CONTEXT = "the cat sat on a mat ."
 TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "the cat"}]
 ROWS: dict[str, list[dict]] = {
     "causal": [{"text": "the cat"}, {"text": "a dog sat"}, {"text": "q"}],
+    "bilm": [{"text": "the cat sat on a mat"}, {"text": "a dog sat"}, {"text": "he ran"}],
     "masked": [{"text": "the cat"}, {"text": "a dog sat"}, {"text": "he"}],
     "diffuse": [{"text": "the cat sat on a mat"}, {"text": "a dog sat"}, {"text": "he ran over the town"}],
     "chat": [{"messages": TALK}, {"messages": TALK * 2}, {"messages": [*TALK, TALK[0]]}],
@@ -68,6 +70,10 @@ def ready(name: str, encoder: Any, decoder: Any, stream: Any) -> tuple[Objective
         torch.manual_seed(0)
         net = T5(vocab=258, width=16, layers=2, heads=2, head_width=8, hidden=24, start=256, dropout=0.0).build()
         model = Model(net, model.tokenizer, source="a tiny t5")
+    if name == "bilm":
+        torch.manual_seed(0)
+        tiny = ELMo(vocab=model.tokenizer.vocab, width=8, hidden=12, vectors=4, filters=((1, 4), (2, 4)), highways=1, letters=10)
+        model = spelled(Model(tiny.build(), model.tokenizer, source="a tiny elmo"))
     rows = stream(ROWS[name], form=FORM.get(name, "auto"))
     objective = lookup.lookup("objectives", name)().prepare(rows)
     for kind, labels in objective.heads().items():

@@ -44,6 +44,8 @@ class Net(nn.Module, ABC):
     pool: str
     heads: nn.ModuleDict
     sight: Sight | None = None  # of nets that see pictures beside texts
+    directions: int = 1  # 2: a state is one half for each direction of reading, and each half predicts words for itself
+    spells: bool = False  # whether ids stand for words that are read by their characters; `learn_words` tells which words
     fills: int | None = None  # the token that stands for what is not known yet, in models that write by filling it in (core.unmask)
 
     @abstractmethod

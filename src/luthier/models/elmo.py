@@ -1,12 +1,12 @@
 """ELMo: a language model in each direction over words read by their characters. Peters et al. 2018, arXiv:1802.05365, section 3.
 
-Its states are what is used: the word's vector twice, then each layer's two directions, mixed by tuning/features.py. N words, S of a
-sentence with its marks, L characters of a word, F filters, P width of one direction
+It learns by objective bilm; its states are what is used: the word's vector twice, then each layer's two directions, mixed by
+tuning/features.py. N words, S of a sentence with its marks, L characters of a word, F filters, P width of one direction
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from luthier.core.attention import unpack_index
 from luthier.core.cache import Cache
-from luthier.core.heads import KINDS, LabelHead
+from luthier.core.heads import KINDS, LabelHead, LanguageHead
 from luthier.core.names import Name, linear
 from luthier.core.recurrence import Highway, ProjectedLSTM
 from luthier.core.transformer import Net
@@ -37,6 +37,7 @@ class ELMo:
     highways: int = 2
     letters: int = 50  # characters of a word, its marks counted
     act: str = "relu"
+    vocab: int = 0  # words of the softmax that both directions share while they are pre-trained; 0: there is none
 
     types: ClassVar[tuple[str, ...]] = ("elmo",)
     verified: ClassVar[str] = "TensorFlow's activations of AllenNLP's fixture (30 sentences, carried state); lower layers by torch.nn.LSTM"
@@ -76,11 +77,12 @@ class ELMo:
             highways=cnn("n_highway"),
             letters=cnn("max_characters_per_token", 50),
             act=cnn("activation"),
+            vocab=read("vocab_size", 0),
         )
 
     def fit(self, stored: set[str]) -> "ELMo":
         """The same architecture with the optional parts that a checkpoint of these tensors (canonical names) has."""
-        return self
+        return self if "softmax/W" in stored else replace(self, vocab=0)
 
     def saved(self) -> "ELMo":
         return self
@@ -89,6 +91,7 @@ class ELMo:
         return {
             "architectures": ["ELMo"],
             "model_type": "elmo",
+            "vocab_size": self.vocab,
             "lstm": {
                 "projection_dim": self.width, "n_layers": self.layers, "dim": self.hidden, "cell_clip": self.clip, "proj_clip": self.clip,
                 "use_skip_connections": self.residual,
@@ -114,12 +117,14 @@ class ELMo:
                 ours, cell = f"blocks.{i}.{direction}.", f"RNN_{direction}/RNN/MultiRNNCell/Cell{i}/LSTMCell/"
                 table |= {f"{ours}gates.weight": Name(f"{cell}W_0", True), f"{ours}gates.bias": Name(f"{cell}B")}
                 table[f"{ours}project.weight"] = Name(f"{cell}W_P_0", True)
+        if "lm" in heads:
+            table |= {"heads.lm.out.weight": Name("softmax/W"), "heads.lm.out.bias": Name("softmax/b")}
         for kind in heads.keys() & KINDS.keys():
             table |= linear(f"heads.{kind}.out", "qa_outputs" if kind == "spans" else "classifier", True)
         return table
 
     def aliases(self, name: str) -> str | None:
-        return None if name.startswith("softmax") or re.fullmatch("(train|global)_.*", name) else name
+        return None if (name.startswith("softmax") and not self.vocab) or re.fullmatch("(train|global)_.*", name) else name
 
 
 class CharacterReader(nn.Module):
@@ -151,6 +156,7 @@ class BiLM(Net):
     """
 
     spelling: Tensor
+    directions, spells = 2, True
 
     def __init__(self, arch: ELMo):
         super().__init__()
@@ -160,7 +166,7 @@ class BiLM(Net):
             nn.ModuleList(ProjectedLSTM(arch.width, arch.hidden, arch.width, arch.clip, bool(direction)) for direction in range(2))
             for _ in range(arch.layers)
         )
-        self.heads = nn.ModuleDict()
+        self.heads = nn.ModuleDict({"lm": LanguageHead(nn.Linear(arch.width, arch.vocab))} if arch.vocab else {})
         self.recompute = False
         self.register_buffer("spelling", torch.zeros(0, arch.letters, dtype=torch.long))
 

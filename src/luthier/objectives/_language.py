@@ -63,6 +63,11 @@ def refuse_encoder(model: Model, kind: str) -> None:
         raise ValueError(f"objective {kind} needs a decoder; {model.source} is an encoder, which takes masked and the tasks")
 
 
+def refuse_two_ways(model: Model, kind: str) -> None:
+    if model.net.directions > 1:
+        raise ValueError(f"objective {kind} reads one state of each token, and {model.source} has one for each direction; take bilm")
+
+
 def _head(heads: nn.ModuleDict) -> Any:
     """A head of out(transform(hidden)): ours, or the one a transformers model brings along."""
     if "lm" not in heads:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from luthier.data.stream import Sample
 from luthier.objectives._batch import Batch, Example, Reading, Term, quoted, wide
-from luthier.objectives._language import best_tokens, token_loss
+from luthier.objectives._language import best_tokens, refuse_two_ways, token_loss
 from luthier.objectives._objective import Objective
 from luthier.objectives._sentence import frame
 from luthier.sources.model import Model
@@ -36,6 +36,7 @@ class Diffuse(Objective):
 
     def check(self, model: Model) -> None:
         super().check(model)
+        refuse_two_ways(model, self.kind)
         if model.net.causal or "lm" not in model.net.heads:
             raise ValueError(f"objective diffuse needs a model that sees later tokens and predicts tokens; {model.source} does not")
         if model.tokenizer is None or model.tokenizer.mask is None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from luthier.data.stream import Sample
 from luthier.data.tokenizer import Tokenizer
 from luthier.objectives._batch import Batch, Example, Reading, Term, quoted
-from luthier.objectives._language import best_tokens, token_loss
+from luthier.objectives._language import best_tokens, refuse_two_ways, token_loss
 from luthier.objectives._objective import Objective
 from luthier.objectives._sentence import frame
 from luthier.sources.model import Model
@@ -42,6 +42,7 @@ class Masked(Objective):
         super().check(model)
         if model.net.causal:
             raise ValueError(f"objective masked needs an encoder; {model.source} is a decoder (objective: causal)")
+        refuse_two_ways(model, self.kind)
         if "lm" not in model.net.heads:
             out = "set lm: true" if hasattr(getattr(model.net, "config", None), "lm") else "choose a model that predicts tokens"
             raise ValueError(

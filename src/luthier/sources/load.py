@@ -61,7 +61,15 @@ def load_model(
     assert not isinstance(base, dict), "fresh weights need an adapter's folder to come from one"
     checkpoint = open_checkpoint(base)
     net = load_net(checkpoint, wanted).to(device).eval()
-    return Model(net, checkpoint.tokenizer, checkpoint.template, str(source))
+    return spelled(Model(net, checkpoint.tokenizer, checkpoint.template, str(source)))
+
+
+def spelled(model: Model) -> Model:
+    """Told how its words are written, where it reads them by their characters: as the tokenizer writes its entries."""
+    if model.net.spells and model.tokenizer is not None:
+        ids = range(model.tokenizer.vocab)
+        model.net.learn_words([model.tokenizer.decode([id]).strip() or model.tokenizer.token(id) for id in ids])  # type: ignore[operator]
+    return model
 
 
 def dtype_of(name: torch.dtype | str | None) -> torch.dtype | None:
@@ -181,7 +189,7 @@ def fresh(settings: Mapping[str, Any], dtype: torch.dtype | None, device: str | 
         net = config.build().to(device, dtype or torch.float32).eval()
     except (TypeError, ZeroDivisionError, AssertionError, RuntimeError) as error:
         raise ValueError(f"fresh {name}: a model of these sizes cannot be built ({str(error).partition(chr(10))[0]})") from error
-    return Model(net, tokenizer, tokenizer and template_of(tokenizer, name), f"fresh {name}")
+    return spelled(Model(net, tokenizer, tokenizer and template_of(tokenizer, name), f"fresh {name}"))
 
 
 def from_tokenizer(arch: Any, tokenizer: "Tokenizer") -> dict[str, int]:

@@ -1,0 +1,59 @@
+"""Two language models in one: each word from those before it, and from those behind it. Peters et al. 2018, arXiv:1802.05365, section 3.1.
+
+The mean of both directions' cross-entropies, per word; they share the reading of words and the softmax. The softmax is over the whole
+vocabulary; for their 793,471 words the authors sampled 8,192 of them at a time, which is not here. Every document begins from nothing,
+where the authors carried states over from one batch to the next.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from luthier.data.stream import Sample
+from luthier.objectives._batch import Batch, Example, Reading, Term
+from luthier.objectives._language import best_tokens, token_loss
+from luthier.objectives._objective import Objective
+from luthier.objectives._sentence import frame
+from luthier.sources.model import Model
+
+WAYS = ("forward", "backward")
+
+
+@dataclass(frozen=True)
+class BiLM(Objective):
+    """A text of more than data.length words is cut into documents of that length. Perplexity is that of both directions together."""
+
+    needs: ClassVar[tuple[str, ...]] = ("text",)
+    learns: ClassVar[str] = "two tokens of text"
+    verified: ClassVar[str] = "torch's cross-entropy of both halves; the backward model is the forward one on reversed texts"
+
+    def check(self, model: Model) -> None:
+        super().check(model)
+        if model.net.directions != 2 or "lm" not in model.net.heads:
+            lacks = "reads in one direction" if model.net.directions != 2 else "has no softmax over words (vocab: 0)"
+            raise ValueError(f"objective bilm is for elmo with a softmax over its tokenizer's words, and {model.source} {lacks}")
+
+    def read(self, sample: Sample, model: Model) -> Reading:
+        return Reading(sample, list(self.fields(sample)))
+
+    def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:
+        assert model.tokenizer is not None
+        start, end = frame(model.tokenizer)
+        ids = start + reading.ids[0] + end
+        return [_document(ids[i : i + length]) for i in range(0, len(ids), length) if len(ids[i : i + length]) > 1]
+
+    def loss(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> dict[str, Term]:
+        found = {way: token_loss(half, heads, batch, way) for way, half in zip(WAYS, hidden.chunk(2, -1), strict=True)}
+        return {way: Term(term.sum, term.count, 0.5) for way, term in found.items()}
+
+    def predict(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> list[list[int]]:
+        """Of each document the likeliest next words, then the likeliest words before."""
+        ways = [best_tokens(half, heads, batch, way) for way, half in zip(WAYS, hidden.chunk(2, -1), strict=True)]
+        return [forward + backward for forward, backward in zip(*ways, strict=True)]
+
+
+def _document(ids: list[int]) -> Example:
+    count = len(ids)
+    at = {"forward": list(range(count - 1)), "backward": list(range(1, count))}
+    return Example(ids, at, {"forward": ids[1:], "backward": ids[:-1]}, reference=ids[1:] + ids[:-1])
