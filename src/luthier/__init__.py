@@ -6,14 +6,18 @@ In Python:
     luthier.tune(model, "lora", rank=8)
     result = luthier.train(luthier.Run.from_yaml("run.yaml", ["training.steps=100"]))
     texts = luthier.generate(model, ["What is a lute?"], max_tokens=64)
+    table = luthier.compare("grid.yaml")
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from luthier.api import Model, Run, generate, load, train, tune
+    from luthier.comparing.grid import Grid
+    from luthier.comparing.runner import compare
 
-__all__ = ["Model", "Run", "generate", "load", "train", "tune"]
+__all__ = ["Grid", "Model", "Run", "compare", "generate", "load", "train", "tune"]
+HOMES = {"compare": "luthier.comparing.runner", "Grid": "luthier.comparing.grid"}  # the others: luthier.api
 
 
 def __getattr__(name: str) -> Any:
@@ -22,4 +26,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'luthier' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module("luthier.api"), name)
+    return getattr(importlib.import_module(HOMES.get(name, "luthier.api")), name)

@@ -1,7 +1,12 @@
 """A grid: its cells equal runs alone, it goes on after a stop, and a cell that fails does not end it."""
 
+import importlib.util
 import json
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,24 +16,32 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from luthier.comparing.grid import read_grid
+import luthier
+from luthier.comparing import turns
+from luthier.comparing.grid import Cell, Grid, read_grid
 from luthier.comparing.runner import compare
 from luthier.config import RunFailed
-from luthier.run import run
-from tinyrun import values
+from luthier.run import Run, base, run
+from luthier.training.stop import Interrupted, Stop
+from tinyrun import values, write_run
 
 METHODS: dict[str, Any] = {
     "lora": {"kind": "lora", "roles": ["q", "v", "up"], "rank": 2, "dropout": 0.1},
-    "prefix": {"kind": "prefix", "length": 2, "start": "lute"},
     "last": {"kind": "freeze", "blocks": "last 1"},
-    "norm": {"kind": "freeze", "blocks": [], "also_train": ["norm"]},
     "full": "full",
+}
+MORE: dict[str, Any] = {
+    "prefix": {"kind": "prefix", "length": 2, "start": "lute"},
+    "norm": {"kind": "freeze", "blocks": [], "also_train": ["norm"]},
+    "adalora": {"kind": "adalora", "rank": 3, "target": 2, "warmup": 1, "final": 1},
+    "qlora": {"kind": "qlora", "rank": 2, "base": "int8"},
+    "dora": {"kind": "lora", "rank": 2, "dora": True, "start": "pissa"},
 }
 
 
 def write_grid(folder: Path, run_changes: dict[str, Any] | None = None, **changes: Any) -> Path:
     """A grid of a tiny run. run_changes: sections of the run, as for tinyrun.values."""
-    sections = values(folder, **(run_changes or {}))
+    sections = values(folder, **{"training": {"steps": 3}, "data": {"held_out": 3}, **(run_changes or {})})
     sections.pop("tuning")
     (folder / "run.yaml").write_text(yaml.safe_dump(sections))
     grid = {"run": "run.yaml", "output": str(folder / "grid"), "methods": METHODS, "latency": False, **changes}
@@ -37,49 +50,285 @@ def write_grid(folder: Path, run_changes: dict[str, Any] | None = None, **change
     return path
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {
-        f"{path.parent.name}/{path.name}/{name}": value
-        for path in sorted(folder.glob("*/*.safetensors"))
-        for name, value in load_file(path).items()
-    }
-
-
-def last_lines(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ("tokens_per_s", "memory_bytes")} for line in lines]
-
-
-def same_as_alone(path: Path, folder: Path) -> None:
-    """Each cell of a finished grid against the same run without a grid: every figure of every step, weights, predictions."""
-    grid, cells = read_grid(path)
-    for cell in cells:
-        alone = replace(cell.run(Path(grid.output)), output=str(folder / "alone" / cell.name))
-        run(alone)
-        there, here = Path(grid.output) / "cells" / cell.name, folder / "alone" / cell.name
-        assert last_lines(there) == last_lines(here), cell.name
-        ours, theirs = weights(there), weights(here)
-        assert ours.keys() == theirs.keys() and ours, cell.name
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours), cell.name
-        assert (there / "predictions.jsonl").read_bytes() == (here / "predictions.jsonl").read_bytes(), cell.name
-
-
 def stored(folder: Path) -> str:
     """The tiny model as a folder of weights: making a fresh one takes random numbers, reading this one none."""
-    from luthier.run import Run, base
-    from tinyrun import write_run
-
     base(Run.from_yaml(write_run(folder, model={"dropout": 0.1}))).save(folder / "base")
     return str(folder / "base")
 
 
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    files = sorted(folder.glob("adapter/*.safetensors")) + sorted(folder.glob("model/*.safetensors"))
+    return {f"{path.name}/{name}": value for path in files for name, value in load_file(path).items()}
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("tokens_per_s", "memory_bytes")} for line in found]
+
+
+def entries(path: Path) -> dict[str, dict[str, Any]]:
+    grid = json.loads((Path(yaml.safe_load(path.read_text())["output"]) / "grid.json").read_text())
+    return {entry["folder"]: entry for entry in grid["cells"]}
+
+
+def cells_of(path: Path) -> list[Cell]:
+    return read_grid(path)[1]
+
+
+def same(there: Path, here: Path) -> None:
+    """Every figure of every step, the weights and the predictions."""
+    assert lines(there) == lines(here), there
+    ours, theirs = weights(there), weights(here)
+    assert ours.keys() == theirs.keys() and ours, there
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours), there
+    assert (there / "predictions.jsonl").read_bytes() == (here / "predictions.jsonl").read_bytes(), there
+
+
+def same_as_alone(path: Path, folder: Path, chosen: dict[str, Any] | None = None) -> None:
+    """Each cell of a finished grid against the same run without a grid."""
+    grid, cells = read_grid(path)
+    for cell in cells:
+        here = folder / "alone" / cell.name
+        run(replace(cell.run(Path(grid.output), chosen), output=str(here)))
+        same(Path(grid.output) / "cells" / cell.name, here)
+
+
 @pytest.mark.parametrize(
-    "fresh, together", [(False, 0), pytest.param(True, 0, marks=pytest.mark.slow), pytest.param(False, 1, marks=pytest.mark.slow)]
+    "fresh, together, methods",
+    [
+        (False, 0, METHODS),
+        pytest.param(True, 0, METHODS, marks=pytest.mark.slow),
+        pytest.param(False, 1, METHODS, marks=pytest.mark.slow),
+        pytest.param(False, 0, MORE, marks=pytest.mark.slow),
+    ],
+    ids=["in turns", "fresh", "one by one", "more methods"],
 )
-def test_a_cell_equals_the_same_run_alone_to_the_bit(tmp_path: Path, fresh: bool, together: int) -> None:
+def test_a_cell_equals_the_same_run_alone_to_the_bit(tmp_path: Path, fresh: bool, together: int, methods: dict[str, Any]) -> None:
     """With dropout in the model and in a method, in turns or one after the other, the base read from a folder or made by each seed."""
-    changes = {"model": {"dropout": 0.1} if fresh else stored(tmp_path), "training": {"steps": 4}, "data": {"held_out": 3}}
-    path = write_grid(tmp_path, changes, seeds=[0, 1], together=together)
+    changes = {"model": {"dropout": 0.1} if fresh else stored(tmp_path), "training": {"steps": 7 if methods is not METHODS else 3}}
+    seeds = [0, 1] if fresh or together else [1]
+    path = write_grid(tmp_path, changes, methods=methods, seeds=seeds, together=together)
     found = compare(path)
-    assert {method.name for method in found.methods} == set(METHODS)
+    assert {method.name for method in found.methods} == set(methods)
+    same_as_alone(path, tmp_path)
+
+
+def test_the_folder_of_a_grid(tmp_path: Path) -> None:
+    found = luthier.compare(Grid.from_yaml(write_grid(tmp_path), ["latency=true", f"run={tmp_path / 'run.yaml'}"]))
+    folder = tmp_path / "grid"
+    assert {path.name for path in folder.iterdir()} == {"cells", "grid.json", "table.json", "table.csv", "table.tex", "report.html"}
+    grid = json.loads((folder / "grid.json").read_text())
+    assert grid["metric"] == "loss"
+    assert [(cell["folder"], cell["state"], cell["error"]) for cell in grid["cells"]] == [
+        (f"{name}-seed0", "done", None) for name in METHODS
+    ]
+    assert found.metric == "loss"
+    for name in METHODS:
+        result = json.loads((folder / "cells" / f"{name}-seed0" / "result.json").read_text())
+        made = folder / "cells" / f"{name}-seed0" / result["path"]
+        assert result["artefact_bytes"] == sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
+        assert result["latency"]["base"] > 0 and result["latency"]["unmerged"] > 0
+        assert (result["latency"]["merged"] is None) == (name == "full")
+        assert result["memory_bytes"] > 2**20
+
+
+def test_axes_make_cells_for_the_methods_that_have_them(tmp_path: Path) -> None:
+    path = write_grid(tmp_path, methods={"lora": "lora", "full": "full"}, vary={"tuning.rank": [1, 2]})
+    compare(path)
+    found = entries(path)
+    assert {name: entry["point"] for name, entry in found.items()} == {
+        "lora-rank1-seed0": {"tuning.rank": 1},
+        "lora-rank2-seed0": {"tuning.rank": 2},
+        "full-seed0": {},
+    }
+    sizes = [len(weights(tmp_path / "grid" / "cells" / f"lora-rank{rank}-seed0")) for rank in (1, 2)]
+    assert sizes[0] == sizes[1] > 0
+
+
+# What does not go well
+
+
+def test_a_cell_that_fails_is_told_and_the_others_are_done(tmp_path: Path) -> None:
+    path = write_grid(tmp_path, methods={"lora": {"kind": "lora", "roles": ["cross.q"]}, "last": METHODS["last"]})
+    found = compare(path)
+    assert [method.name for method in found.methods] == ["last"]
+    assert [(cell.method, "has the role 'cross.q'" in (cell.error or "")) for cell in found.failed] == [("lora", True)]
+    assert {name: entry["state"] for name, entry in entries(path).items()} == {"lora-seed0": "failed", "last-seed0": "done"}
+
+
+def test_where_every_cell_fails_the_grid_has_failed(tmp_path: Path) -> None:
+    path = write_grid(tmp_path, methods={"lora": {"kind": "lora", "roles": ["cross.q"]}})
+    with pytest.raises(RunFailed, match=r"every cell failed:\nlora-seed0: no block of .* has the role 'cross.q'"):
+        compare(path)
+    path = write_grid(tmp_path, methods={"lora": {"kind": "lora", "roles": ["cross.q"]}, "full": "full"})
+    compare(path, resume=True)  # what failed is tried again, what is new is done
+    assert {name: entry["state"] for name, entry in entries(path).items()} == {"lora-seed0": "failed", "full-seed0": "done"}
+
+
+def test_a_grid_that_was_stopped_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_grid(tmp_path, methods={"lora": METHODS["lora"], "full": "full"}, seeds=[0, 1])
+    taken, stops = [0], []
+    keep, took = Stop.__init__, turns.Turns.took
+
+    def noted(self: Stop, *args: Any) -> None:
+        keep(self, *args)
+        stops.append(self)
+
+    def counted(self: turns.Turns, turn: turns.Turn) -> bool:
+        taken[0] += 1
+        stops[0].asked = stops[0].asked or taken[0] == 4  # in the second step of the second run
+        return took(self, turn)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stop, "__init__", noted)
+        patch.setattr(turns.Turns, "took", counted)
+        with pytest.raises(Interrupted, match="4 of 4 cells are left; go on with --resume"):
+            compare(path)
+    checkpoints = sorted(
+        each.relative_to(tmp_path / "grid" / "cells").as_posix() for each in (tmp_path / "grid").glob("cells/*/checkpoints/*")
+    )
+    assert checkpoints == ["full-seed0/checkpoints/step-1", "lora-seed0/checkpoints/step-2"]
+    with pytest.raises(FileExistsError, match="grid is not empty; go on there with --resume, or choose another output"):
+        compare(path)
+    compare(path, resume=True)
+    same_as_alone(path, tmp_path)
+    before = {each: each.stat().st_mtime_ns for each in (tmp_path / "grid").glob("cells/*/result.json")}
+    compare(path, resume=True)
+    assert {each: each.stat().st_mtime_ns for each in before} == before  # what is done stays
+
+
+def test_going_on_with_other_settings_names_each(tmp_path: Path) -> None:
+    compare(write_grid(tmp_path, methods={"lora": METHODS["lora"]}))
+    path = write_grid(tmp_path, methods={"lora": {**METHODS["lora"], "rank": 3}}, set={"training.rate": 0.5})
+    told = r"other settings; change them back.*\nlora-seed0: training.rate was 0.01 and is 0.5\nlora-seed0: tuning.rank was 2 and is 3"
+    with pytest.raises(ValueError, match=told):
+        compare(path, resume=True)
+
+
+def test_more_seeds_and_more_steps_are_added_to_what_is_there(tmp_path: Path) -> None:
+    methods, schedule = {"lora": METHODS["lora"]}, {"training.schedule": "constant"}
+    compare(write_grid(tmp_path, methods=methods, set=schedule))
+    path = write_grid(tmp_path, methods=methods, set={**schedule, "training.steps": 5}, seeds=[0, 1])
+    compare(path, resume=True)
+    grown = tmp_path / "grid" / "cells" / "lora-seed0"
+    assert [line["step"] for line in lines(grown)] == list(range(6))
+    run(replace(cells_of(path)[0].run(tmp_path), output=str(tmp_path / "alone")))
+    assert all(torch.equal(value, weights(tmp_path / "alone")[name]) for name, value in weights(grown).items())
+    assert len(lines(tmp_path / "grid" / "cells" / "lora-seed1")) == 6
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    path = write_grid(tmp_path)
+    (tmp_path / "grid").mkdir()
+    (tmp_path / "grid" / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="grid is not empty"):
+        compare(path)
+    with pytest.raises(FileNotFoundError, match=r"grid is not the folder of a grid \(grid.json is missing\)"):
+        compare(path, resume=True)
+
+
+def test_a_value_that_does_not_do_is_told_before_anything_runs(tmp_path: Path) -> None:
+    path = write_grid(tmp_path, methods={"lora": {"kind": "lora", "rank": 0}, "prompt": {"kind": "prompt", "length": 0}})
+    with pytest.raises(ValueError, match=r"lora: a rank is 1 at least.*\nprompt: prompt needs length >= 1"):
+        compare(path)
+    assert not (tmp_path / "grid").exists()
+
+
+# Search
+
+
+def test_a_search_takes_what_did_best_on_training_rows_it_held_out(tmp_path: Path) -> None:
+    search = {"training.rate": [1e-4, 0.02], "share": 0.2}
+    path = write_grid(
+        tmp_path, methods={"lora": METHODS["lora"], "full": {"kind": "full", "set": {"training.clip": 0.5}}}, search=search, seeds=[0, 1]
+    )
+    found = compare(path)
+    grid = json.loads((tmp_path / "grid" / "grid.json").read_text())
+    assert grid["budget"] == {"trials": {"lora": 2, "full": 2}, "on": "loss", "share": 0.2, "seed": 0}
+    for entry in grid["cells"]:
+        assert [trial["point"] for trial in entry["trials"]] == [{"training.rate": 1e-4}, {"training.rate": 0.02}]
+        best = min(entry["trials"], key=lambda trial: trial["loss"])
+        assert entry["chosen"] == best["point"] == {"training.rate": 0.02}
+        settings = yaml.safe_load((tmp_path / "grid" / "cells" / entry["folder"] / "config.yaml").read_text())
+        assert settings["training"]["rate"] == 0.02 and settings["data"]["validation"] is None
+        trial = yaml.safe_load((tmp_path / "grid" / best["folder"] / "config.yaml").read_text())
+        assert trial["data"]["validation"] == 0.2 and trial["seed"] == 0
+    assert all(method.chosen == {"training.rate": 0.02} for method in found.methods)
+    same_as_alone(path, tmp_path, {"training.rate": 0.02})
+    before = {each: each.stat().st_mtime_ns for each in (tmp_path / "grid").glob("*/*/result.json")}
+    compare(path, resume=True)
+    assert {each: each.stat().st_mtime_ns for each in before} == before
+
+
+def test_more_points_than_trials_are_sampled_alike_for_every_method(tmp_path: Path) -> None:
+    search = {"training.rate": [1e-4, 1e-3, 1e-2], "training.clip": [0.5, 1.0], "trials": 2}
+    path = write_grid(tmp_path, methods={"lora": METHODS["lora"], "full": "full"}, search=search)
+    compare(path)
+    points = [[trial["point"] for trial in entry["trials"]] for entry in entries(path).values()]
+    assert points[0] == points[1] and len(points[0]) == 2
+
+
+def test_a_search_over_a_range_asks_for_optuna(tmp_path: Path) -> None:
+    if importlib.util.find_spec("optuna"):
+        pytest.skip("optuna is installed")
+    path = write_grid(tmp_path, search={"training.rate": {"low": 1e-4, "high": 1e-2, "log": True}, "trials": 2})
+    with pytest.raises(ValueError, match=r"needs the package optuna; pip install 'luthier\[search\]', or give lists"):
+        compare(path)
+
+
+def test_a_search_over_a_range_goes_from_trial_to_trial(tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="optuna is not installed")
+    path = write_grid(
+        tmp_path, methods={"lora": METHODS["lora"]}, search={"training.rate": {"low": 1e-4, "high": 1e-2, "log": True}, "trials": 3}
+    )
+    compare(path)
+    (entry,) = entries(path).values()
+    rates = [trial["point"]["training.rate"] for trial in entry["trials"]]
+    assert len(set(rates)) == 3 and all(1e-4 <= rate <= 1e-2 for rate in rates)
+    assert entry["chosen"] == min(entry["trials"], key=lambda trial: trial["loss"])["point"]
+
+
+# Elsewhere
+
+
+@pytest.mark.slow
+def test_cells_in_processes_of_their_own_are_the_same(tmp_path: Path) -> None:
+    path = write_grid(tmp_path, methods={**METHODS, "bad": {"kind": "lora", "roles": ["cross.q"]}}, workers=2)
+    found = compare(path)
+    assert [cell.method for cell in found.failed] == ["bad"]
+    path.write_text(path.read_text().replace("  bad:\n    kind: lora\n    roles:\n    - cross.q\n", ""))
+    same_as_alone(path, tmp_path)
+
+
+@pytest.mark.slow
+def test_cells_as_ray_tasks_are_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    path = write_grid(tmp_path, methods={**METHODS, "bad": {"kind": "lora", "roles": ["cross.q"]}}, ray=True)
+    found = compare(path)
+    assert [cell.method for cell in found.failed] == ["bad"]
+    path.write_text(path.read_text().replace("  bad:\n    kind: lora\n    roles:\n    - cross.q\n", ""))
+    same_as_alone(path, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_whatever_stops_the_command_it_goes_on_to_the_same_weights(tmp_path: Path, number: signal.Signals, workers: int) -> None:
+    path = write_grid(
+        tmp_path, {"training": {"steps": 60, "save_every": 5}}, methods={"lora": METHODS["lora"], "full": "full"}, workers=workers
+    )
+    command = [sys.executable, "-m", "luthier.cli.main", "compare", str(path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list((tmp_path / "grid").glob("cells/*/checkpoints/step-5")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    if number == signal.SIGTERM:
+        process.send_signal(number)
+    else:
+        os.killpg(process.pid, number)
+    _, told = process.communicate()
+    if number == signal.SIGTERM:
+        assert process.returncode == 130 and "of 2 cells are left; go on with --resume" in told
+    assert not (tmp_path / "grid" / "table.json").exists()
+    compare(path, resume=True)
     same_as_alone(path, tmp_path)

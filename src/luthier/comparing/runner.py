@@ -5,17 +5,21 @@ checkpoints, failed ones are tried again.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 
+from luthier.comparing import cluster
+from luthier.comparing.cluster import Cluster
 from luthier.comparing.display import Display
 from luthier.comparing.grid import Cell, Grid, made, metric_of, read_grid, searched
 from luthier.comparing.ledger import FILE, Ledger
 from luthier.comparing.page import write
+from luthier.comparing.processes import Processes
 from luthier.comparing.read import read
 from luthier.comparing.search import Search, budget, check_optuna
+from luthier.comparing.shared import Shared
 from luthier.comparing.summary import Comparison
 from luthier.comparing.summary import compare as compared
 from luthier.comparing.turns import Ended, Job, Line, Stepped, Turns
@@ -36,6 +40,8 @@ def compare(grid: Grid | str | Path, resume: bool = False, overrides: Sequence[s
     folder = Path(grid.output).expanduser()
     check(folder, resume)
     check_optuna(grid)
+    if grid.ray:
+        cluster.check()
     first = build(grid, cells, folder)
     ledger = Ledger.begin(grid, cells, metric_of(grid, first))
     with watched() as stop:
@@ -85,6 +91,7 @@ class Work:
     ledger: Ledger
     stop: Stop
     console: Console | None
+    shared: Shared = field(default_factory=Shared)
 
     def go(self) -> None:
         searches = [Search(self.grid, cell, self.ledger.folder) for cell in self.to_search()]
@@ -153,7 +160,12 @@ class Work:
                 self.ledger.note(cell, trials=search.trials, chosen=chosen, **failed)
 
     def do(self, jobs: Sequence[Job], stepped: Stepped, ended: Ended) -> None:
-        Turns(self.stop, self.grid.together, stepped, ended).go(jobs)
+        if self.grid.ray:
+            Cluster(self.stop, ended).go(jobs)
+        elif self.grid.workers > 1 and len(jobs) > 1:
+            Processes(self.stop, self.grid.workers, stepped, ended).go(jobs)
+        else:
+            Turns(self.stop, self.grid.together, stepped, ended, self.shared).go(jobs)
 
     def ended(self, name: str, error: str | None, display: Display) -> None:
         cell = next(cell for cell in self.ledger.cells if cell.name == name)

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -20,13 +20,13 @@ class Stop:
 
 
 @contextmanager
-def watched() -> Iterator[Stop]:
+def watched(numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[Stop]:
     """Turns the first signal into a wish that the loop reads after each step; a second one stops at once."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():  # Python sets handlers in the main thread only
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in numbers}
 
     def restore() -> None:
         for number, handler in before.items():
