@@ -185,6 +185,14 @@ def test_costs_are_the_highest_peak_and_the_added_time_of_a_token(tmp_path: Path
     assert found.added("merged") is None
 
 
+def test_one_disturbed_measurement_of_a_tokens_time_does_not_count(tmp_path: Path):
+    times = [(1e-3, 1.2e-3), (2e-3, 2.2e-3), (1e-3, 9e-3)]
+    folders = [
+        write_run(tmp_path / f"lora-{i}", i, result={"latency": {"base": base, "unmerged": slow}}) for i, (base, slow) in enumerate(times)
+    ]
+    assert compared(*folders).methods[0].added("unmerged") == pytest.approx(2e-4)
+
+
 def test_an_older_runs_artefact_is_measured_on_disk(tmp_path: Path):
     folder = write_run(tmp_path / "a", result={"artefact_bytes": None}, trained=100)
     assert compared(folder).methods[0].artefact_bytes == 400

@@ -106,7 +106,7 @@ def price_axis(prices: Sequence[float], log: bool) -> Axis:
         low = low / 10 if min(prices) <= 0 else low  # nothing trained: at the low end
         room = (high / low) ** 0.07 if high > low else 2.0
         return Axis(low / room, high * room, LEFT, WIDTH - 14, log=True)
-    low, room = min(prices), 0.07 * (high - min(prices)) or max(abs(high), 1.0) / 10
+    low, room = min(prices), max(0.07 * (high - min(prices)), 0.04 * abs(high)) or 1.0
     return Axis(low - room, high + room, LEFT, WIDTH - 14)
 
 

@@ -55,6 +55,7 @@ def page(found: Comparison, name: str) -> str:
         notes=found.notes,
         about=about(found),
         metric=table.words(found.metric or ""),
+        direction="higher is better" if found.rises else "lower is better",
         columns=columns(found),
         rows=rows(found, keys),
         by_size=charts.scatter(found, lambda each: each.trained, count, log=True),
@@ -140,8 +141,8 @@ def judged(method: Method, found: Comparison) -> tuple[str, str]:
     """A sign and a class: better or worse than the first method, or neither within the interval."""
     assert method.against is not None
     if method.against.low <= 0 <= method.against.high:
-        return "", "even"
-    return ("▲ ", "better") if (method.against.difference > 0) == (found.metric not in FALLS) else ("▼ ", "worse")
+        return "≈ ", "even"
+    return ("✓ ", "better") if (method.against.difference > 0) == (found.metric not in FALLS) else ("✗ ", "worse")
 
 
 def by_class(found: Comparison, keys: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ main { max-width: 1240px; margin: 0 auto; padding: 40px 24px 64px; }
 h1 { font-size: 28px; line-height: 1.2; margin: 0 0 10px; letter-spacing: -0.01em; overflow-wrap: anywhere; }
 h2 { font-size: 18px; margin: 44px 0 4px; letter-spacing: -0.005em; }
 h2 + p { color: var(--soft); font-size: 14px; margin: 0 0 14px; max-width: 76ch; }
-h3 { font-size: 14px; font-weight: 600; margin: 0 0 8px; }
+h3 { font-size: 14px; font-weight: 600; margin: 0 0 8px; } h3 small { color: var(--soft); font-weight: 400; margin-left: 6px; }
 .recipe { display: flex; flex-wrap: wrap; gap: 4px 20px; color: var(--soft); }
 .recipe b { color: var(--ink); font-weight: 600; overflow-wrap: anywhere; }
 .verdict { font-size: 17px; line-height: 1.5; max-width: 70ch; margin: 22px 0 0; }
@@ -125,7 +125,7 @@ footer { color: var(--soft); font-size: 13px; margin-top: 40px; }
 {% endmacro %}
 {% macro scatter(chart, title, x) %}
 <div class="panel">
-<h3>{{ title }}</h3>
+<h3>{{ title }} <small>{{ direction }}</small></h3>
 <svg class="chart" viewBox="0 0 520 330" role="img" aria-label="{{ title }}">
 {{ axes(chart, x) }}
 <path class="pareto" d="{{ chart.front }}"/>

@@ -163,6 +163,11 @@ def whole(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
+def median(values: Sequence[float]) -> float:
+    ordered, middle = sorted(values), len(values) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
 def average(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
@@ -183,6 +188,13 @@ def artefact_bytes(cell: Outcome) -> float | None:
 
 
 def latency(cells: Sequence[Outcome]) -> dict[str, float]:
+    """Medians over the runs; what is added to the base is compared within each run, which measured both by turns."""
     told = [cell.result["latency"] for cell in cells if isinstance(cell.result.get("latency"), dict)]
-    means = {how: average([number(each.get(how)) for each in told]) for how in ("base", "unmerged", "merged")}
-    return {how: value for how, value in means.items() if value is not None}
+    told = [each for each in told if number(each.get("base")) is not None]
+    if not told:
+        return {}
+    found = {"base": median([each["base"] for each in told])}
+    for how in ("unmerged", "merged"):
+        added = [each[how] - each["base"] for each in told if number(each.get(how)) is not None]
+        found |= {how: found["base"] + median(added)} if added else {}
+    return found
