@@ -97,14 +97,14 @@ footer { color: var(--soft); font-size: 13px; margin-top: 40px; }
   svg text { font-size: 15px; } svg .name { font-size: 15px; } svg .lines .name, svg .lead { display: none; } .chart .far { display: none; }
   .panel { padding: 12px; }
   .main { padding: 0; background: none; border: 0; } .main table, .main tbody { display: block; } .main thead { display: none; }
-  .main tr { display: grid; grid-template-columns: 1fr 1fr; grid-auto-flow: dense; gap: 2px 16px; padding: 10px 14px; margin-bottom: 10px; }
+  .main tr { display: grid; grid-template-columns: minmax(0, 11fr) minmax(0, 10fr); grid-auto-flow: dense; gap: 2px 14px; padding: 10px 14px; margin-bottom: 10px; }
   .main tr { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
   .main tbody th { grid-column: 1 / -1; padding: 0 0 6px; margin-bottom: 4px; position: static; max-width: none; background: none; }
   .main tbody tr:last-child > th { border-bottom: 1px solid var(--line); }
   .main td { display: flex; justify-content: space-between; gap: 10px; border: 0; padding: 1px 0; text-align: right; }
   .main td::before { content: attr(data-label); color: var(--soft); text-align: left; }
   .main td.wide { grid-column: 1 / -1; } .main td.none { display: none; }
-  .forest { width: 60px; margin-right: 6px; }
+  .forest { width: 44px; margin-right: 5px; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: 8px; }
 }
 @media print { body { background: none; } .panel, tr { break-inside: avoid; } }

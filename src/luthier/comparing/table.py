@@ -12,7 +12,7 @@ from typing import Any
 
 from luthier.comparing.read import word
 from luthier.comparing.statistics import Against, Spread
-from luthier.comparing.summary import Comparison, Method
+from luthier.comparing.summary import Comparison, Method, median
 from luthier.report import count, signed
 
 NONE = "–"
@@ -138,8 +138,8 @@ def legend(found: Comparison) -> list[str]:
     most = max((len(each.cells) for each in found.methods), default=0)
     parts = [f"± is the standard error over {most} seeds"] if most > 1 and found.metric else []
     parts += [f"vs {found.first}: [95 %] and p of a paired bootstrap over {rows:,} held-out rows"] if rows else []
-    base = next((each.latency["base"] for each in found.methods if each.added("unmerged") is not None), None)
-    parts += [f"added, merged: what a token takes longer than with the base ({time_text(base).lstrip('+')})"] if base else []
+    bases = [each.latency["base"] for each in found.methods if each.added("unmerged") is not None]
+    parts += [f"added, merged: what a token takes longer than with the base ({time_text(median(bases)).lstrip('+')})"] if bases else []
     return ["; ".join(parts)] if parts else []
 
 
