@@ -184,7 +184,7 @@ footer { color: var(--soft); font-size: 13px; margin-top: 40px; }
 {% for row in rows %}
 <tr class="{{ row.key.on }}"><th scope="row"><div>{{ key(row.key) }}<span>{{ row.name }}{% if row.first %}<span class="tag">first</span>{% endif %}</span></div></th>
 {% for cell in row.cells %}
-<td class="n {{ cell.mark }}{{ ' wide' if cell.interval else '' }}{{ '' if cell.told else ' none' }}" data-label="{{ cell.label }}">
+<td class="n {{ cell.mark }}{{ ' wide' if cell.interval or loop.first else '' }}{{ '' if cell.told else ' none' }}" data-label="{{ cell.label }}">
 <span>{% if cell.interval %}
 {% set at = cell.interval %}
 <svg class="forest" viewBox="0 0 100 14" aria-hidden="true"><line class="zero" x1="{{ at.zero }}" x2="{{ at.zero }}" y1="0" y2="14"/>
