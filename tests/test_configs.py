@@ -36,6 +36,7 @@ SMALL = {
     "pretrain": [*TINY, "model.kv_heads=1"],
     "bilm": ["model.width=8", "model.hidden=12", "model.filters=[[1,4],[2,4]]"],
     "masked": TINY,
+    "permute": TINY,
     "translate": [*TINY, "model.decoder_layers=2"],
     "diffuse": [*TINY, "model.kv_heads=1"],
 }

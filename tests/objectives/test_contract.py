@@ -12,6 +12,7 @@ from luthier.data.settings import Data
 from luthier.data.stream import Stream, open_stream
 from luthier.models.elmo import ELMo
 from luthier.models.t5 import T5
+from luthier.models.xlnet import XLNet
 from luthier.objectives._batch import Batch, Size, once
 from luthier.objectives._objective import Objective
 from luthier.sources.foreign import wrap
@@ -24,6 +25,7 @@ TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "the
 ROWS: dict[str, list[dict]] = {
     "causal": [{"text": "the cat"}, {"text": "a dog sat"}, {"text": "q"}],
     "bilm": [{"text": "the cat sat on a mat"}, {"text": "a dog sat"}, {"text": "he ran"}],
+    "permute": [{"text": "the cat sat on a mat over the town"}, {"text": "a dog sat"}, {"text": "he ran"}],
     "masked": [{"text": "the cat"}, {"text": "a dog sat"}, {"text": "he"}],
     "diffuse": [{"text": "the cat sat on a mat"}, {"text": "a dog sat"}, {"text": "he ran over the town"}],
     "chat": [{"messages": TALK}, {"messages": TALK * 2}, {"messages": [*TALK, TALK[0]]}],
@@ -70,6 +72,10 @@ def ready(name: str, encoder: Any, decoder: Any, stream: Any) -> tuple[Objective
         torch.manual_seed(0)
         net = T5(vocab=258, width=16, layers=2, heads=2, head_width=8, hidden=24, start=256, dropout=0.0).build()
         model = Model(net, model.tokenizer, source="a tiny t5")
+    if name == "permute":
+        torch.manual_seed(0)
+        xlnet = XLNet(vocab=model.tokenizer.vocab, width=16, layers=2, heads=2, hidden=24, dropout=0.0)
+        model = Model(xlnet.build(), model.tokenizer, source="a tiny xlnet")
     if name == "bilm":
         torch.manual_seed(0)
         tiny = ELMo(vocab=model.tokenizer.vocab, width=8, hidden=12, vectors=4, filters=((1, 4), (2, 4)), highways=1, letters=10)
@@ -83,7 +89,7 @@ def ready(name: str, encoder: Any, decoder: Any, stream: Any) -> tuple[Objective
 
 
 def forward(objective: Objective, model: Model, batch: Batch) -> tuple[dict, list]:
-    hidden = model.net.hidden(**objective.inputs(batch))
+    hidden = objective.forward(model.net, batch)
     return objective.loss(hidden, model.net.heads, batch), objective.predict(hidden, model.net.heads, batch)
 
 

@@ -98,11 +98,11 @@ class Reader:
     ):
         memory = memory or Memory()
         self.net, self.int8, self.sampling, self.writer, self.images = net, int8, sampling, net.writer, images
-        self.cached = isinstance(self.writer, Transformer)
+        self.cached = isinstance(self.writer, Transformer) and not self.writer.asks
         self.fast = fast and decodable(self.writer)
         if int8 and not self.fast:
             raise ValueError("int8 weights are for rotary pre-norm models (llama and its kind) in evaluation mode; leave int8 out")
-        self.cache = memory.cache or (Cache(len(self.writer.order)) if isinstance(self.writer, Transformer) else None)
+        self.cache = memory.cache or (Cache(len(self.writer.order)) if self.cached else None)  # type: ignore[arg-type]
         self.decoder = memory.decoder
         self.rows = rows
         self.ids_BT = torch.empty(rows, 0, dtype=torch.long)
@@ -119,7 +119,10 @@ class Reader:
             hidden = self.net.hidden(ids_BT, mask_BT, cache=self.cache, **self._target(ids_BT), **self._shown())
             return self.net.logits(hidden[:, -1:])[:, 0]
         mask_BT = torch.ones_like(ids_BT, dtype=torch.bool) if mask_BT is None else mask_BT
-        self.ids_BT, self.mask_BT = torch.cat([self.ids_BT.to(ids_BT), ids_BT], 1), torch.cat([self.mask_BT.to(mask_BT), mask_BT], 1)
+        before = (self.ids_BT.to(ids_BT), self.mask_BT.to(mask_BT)) if self.ids_BT.shape[1] else (ids_BT[:, :0], mask_BT[:, :0])
+        self.ids_BT, self.mask_BT = torch.cat([before[0], ids_BT], 1), torch.cat([before[1], mask_BT], 1)
+        if self.writer.asks:
+            return self.writer.following(self.ids_BT, None if self.mask_BT.all() else self.mask_BT)
         hidden = self.net.hidden(self.ids_BT, None if self.mask_BT.all() else self.mask_BT)
         return self.net.logits(hidden[:, -1:])[:, 0]
 
@@ -175,7 +178,7 @@ def widened(scores: Tensor) -> Tensor:
 
 
 def check(net: Net, prompts: Sequence[Sequence[int]], memory: Memory | None) -> None:
-    if not net.causal:
+    if not net.causal and not net.asks:
         raise ValueError("this model does not write from left to right, so it cannot continue a text; choose a causal one")
     for i, prompt in enumerate(prompts):
         if not len(prompt):

@@ -46,6 +46,7 @@ class Net(nn.Module, ABC):
     sight: Sight | None = None  # of nets that see pictures beside texts
     directions: int = 1  # 2: a state is one half for each direction of reading, and each half predicts words for itself
     spells: bool = False  # whether ids stand for words that are read by their characters; `learn_words` tells which words
+    asks: bool = False  # whether the next token is asked for at a place of its own behind the text: `following`
     fills: int | None = None  # the token that stands for what is not known yet, in models that write by filling it in (core.unmask)
 
     @abstractmethod
@@ -86,6 +87,10 @@ class Net(nn.Module, ABC):
         if "lm" not in self.heads:
             raise ValueError("this model has no language-model head; load it from a checkpoint that has one")
         return self.heads["lm"](hidden)
+
+    def following(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, V) scores of the token behind each row, of nets that ask for it."""
+        raise ValueError(f"{type(self).__name__} does not ask for the next token; its states say what follows them")
 
     def fuse(self) -> None:
         """Lay frozen projections that share an input side by side in memory: each group is one product then. Values are kept."""

@@ -116,6 +116,18 @@ class Tokenizer:
         second = [] if b is None else b + end
         return first + second, [0] * len(first) + [1] * len(second)
 
+    def frame(self) -> tuple[list[int], list[int]]:
+        """The special tokens before and behind a single text: as its own form has them (XLNet's [CLS] stands last), else bos and eos."""
+        if self.cls is None:
+            start = [self.bos] if self.bos is not None and self.adds_bos else []
+            return start, [] if self.eos is None else [self.eos]
+        text, whole = self.encode("a"), self.encode("a", specials=True)
+        at = next((i for i in range(len(whole) - len(text)) if whole[i : i + len(text)] == text), None)
+        if text and len(whole) > len(text) and (at is not None or whole[-len(text) :] == text):
+            at = len(whole) - len(text) if at is None else at
+            return whole[:at], whole[at + len(text) :]
+        return [self.cls], [] if self.sep is None else [self.sep]
+
     def decode(self, ids: Sequence[int], specials: bool = False) -> str:
         """Text of the ids; special tokens are left out unless asked for."""
         return self.inner.decode([int(i) for i in ids], skip_special_tokens=not specials)

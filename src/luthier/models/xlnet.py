@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luthier.core.attention import Mask
@@ -146,6 +147,8 @@ class XLNet:
 class TwoStreams(Recurrent):
     """mask_vector (1, 1, D): what every query starts from."""
 
+    asks = True
+
     def __init__(self, *parts: Any, **others: Any):
         super().__init__(*parts, **others)
         self.pool = "last"
@@ -187,6 +190,15 @@ class TwoStreams(Recurrent):
         if g is None or targets is None:
             return self.dropout(h)
         return self.dropout(g.gather(1, targets[..., None].expand(-1, -1, self.width)))
+
+    def following(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, V) scores behind each row: a query at the next place looks at the whole text, whose tokens see each other."""
+        rows, length = ids.shape
+        allow = torch.ones(1, length + 1, length + 1, dtype=torch.bool, device=ids.device)
+        allow[..., -1] = False
+        longer, real = F.pad(ids, (0, 1)), None if mask is None else F.pad(mask.bool(), (0, 1), value=True)
+        targets = torch.full((rows, 1), length, device=ids.device)
+        return self.logits(self.hidden(longer, real, allow=allow, targets=targets))[:, 0]
 
     def among(self, content: Mask, allow: Tensor | None, wide: Tensor | None) -> Mask:
         """The queries' mask: the content's without each token's own."""

@@ -15,10 +15,7 @@ from luthier.sources.model import Model
 
 def frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """The special tokens before and behind a single text."""
-    if tokenizer.cls is not None:
-        return [tokenizer.cls], [] if tokenizer.sep is None else [tokenizer.sep]
-    start = [tokenizer.bos] if tokenizer.bos is not None and tokenizer.adds_bos else []
-    return start, [] if tokenizer.eos is None else [tokenizer.eos]
+    return tokenizer.frame()
 
 
 def sentence(term: str, label: Any, texts: list[Encoding], model: Model, length: int) -> Example:

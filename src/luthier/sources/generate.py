@@ -127,10 +127,8 @@ class Asked:
         self.eos = _ends(self.tokenizer, template)
         if isinstance(prompt, str):
             self.ids = self.tokenizer.encode(prompt)
-            first = self.tokenizer.cls  # as texts begin in training, which end in [SEP]
-            first = self.tokenizer.bos if first is None and self.tokenizer.adds_bos else first
-            if first is not None and not model.encoder_decoder:
-                self.ids = [first, *self.ids]
+            if not model.encoder_decoder:
+                self.ids = [*self.tokenizer.frame()[0], *self.ids]  # as texts begin in training
             self.before = self.ids
             if model.encoder_decoder:
                 self.ids, self.before = [*self.ids, *([] if self.tokenizer.eos is None else [self.tokenizer.eos])], []
