@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from luthier.anatomy.anatomy import Anatomy
 from luthier.anatomy.around import Adapter, OnRows, Own, Values
 from luthier.anatomy.compose import adds, place, together
+from luthier.anatomy.table import values_of
 from luthier.core.heads import LabelHead
 from luthier.tuning._attached import Attached
 from luthier.tuning._common import task_sites, train_beside
@@ -88,7 +89,7 @@ class AdapterFusion:
             elif any(isinstance(member, Own | OnRows) for member in each.members):
                 raise ValueError(f"{path}: an adapter has values of its own here, which cannot be fused; train adapters with norms: false")
             elif each.adds:
-                each.start(around.parameters_by_name()["weight"])
+                each.start(around.as_stored(values_of(around.base))["weight"])
         return {path: a for path, around in anatomy.arounds() for a in [dict(around.adapters.items()).get(name)] if isinstance(a, Fused) and a.adds}  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from luthier.anatomy.anatomy import Anatomy
+from luthier.anatomy.around import OnRows, Own
 from luthier.anatomy.site import Site
 from luthier.anatomy.table import transposed
 from luthier.config import build
@@ -60,6 +61,11 @@ class QLoRA:
         if other:
             raise ValueError(f"{other[0]} is quantised already, and not in {self.base}: load the model afresh, or keep to one base")
         sites = {path: site for path, site in sites.items() if path not in known}
+        owners = [(site, name) for site in sites.values() if site.around for name, each in site.around.adapters.items() if _trains(each)]
+        if owners:
+            raise ValueError(
+                f"{owners[0][0].address} trains whole under the adapter {owners[0][1]!r}, so it cannot be quantised below it: tune with qlora first"
+            )
         strange = [site for site in sites.values() if not (type(site.module) is nn.Linear or transposed(site.module))]
         if strange:
             kind = type(strange[0].module).__name__
@@ -69,3 +75,9 @@ class QLoRA:
     @property
     def _quantise(self) -> Callable[[Tensor], NF4 | Int8]:
         return quantise if self.base == "int8" else partial(nf4.quantise, double=self.double)
+
+
+def _trains(adapter: nn.Module) -> bool:
+    """Whether it gives the projection another weight."""
+    parts = adapter.by_role.values() if isinstance(adapter, OnRows) else [adapter]
+    return any(isinstance(part, Own) and "weight" in part.own for part in parts)
