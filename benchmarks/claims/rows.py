@@ -15,6 +15,7 @@ def classification() -> None:
     for name, tested in TESTED.items():
         write(DATA / f"{name}.jsonl", sample(labelled(f"{name}/train.txt"), TRAINED))
         write(DATA / f"{name}-test.jsonl", sample(labelled(f"{name}/test.txt"), tested))
+    write(DATA / "sst2-few.jsonl", sample(labelled("sst2/train.txt"), 32))
 
 
 def restaurants() -> None:

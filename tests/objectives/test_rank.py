@@ -57,6 +57,10 @@ def test_the_losses_of_a_decoder_are_the_papers(decoder):
     assert {name: term.count for name, term in terms.items()} == batch.counts() == dict.fromkeys(NAMES, 2)
     best = {row["question"]: int(torch.stack([log.mean() for log in each]).argmax()) for each, row in zip(logs, ROWS, strict=True)}
     assert predicted == [best[ROWS[example.row]["question"]] for example in batch.examples]
+    hidden = ours.net.hidden(**Rank().inputs(batch))
+    shares = {row["question"]: torch.stack([log.mean() for log in each]).softmax(0).max() for each, row in zip(logs, ROWS, strict=True)}
+    sure = Rank().sure(hidden, ours.net.heads, batch)
+    assert sure == pytest.approx([float(shares[ROWS[example.row]["question"]].detach()) for example in batch.examples])
     assert [batch.examples[i].reference for i in range(2)] == [ROWS[example.row]["answer"] for example in batch.examples]
 
 

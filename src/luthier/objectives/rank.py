@@ -124,9 +124,10 @@ class Rank(Objective):
         }
 
     def predict(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> list[Any]:
-        loss_M, owner_M, size_C, _ = _read(hidden, heads, batch)
-        beta_C = _added(-loss_M, owner_M, len(size_C)) / size_C
-        return [self._named(i) for i in _by_row(beta_C, batch).argmax(-1).tolist()]
+        return [self._named(i) for i in _likelihoods(hidden, heads, batch).argmax(-1).tolist()]
+
+    def sure(self, hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> list[float | None]:
+        return _likelihoods(hidden, heads, batch).softmax(-1).amax(-1).tolist()
 
     def _asked(self, sample: Sample) -> tuple[str, list[str], int]:
         """What stands before the choice, the choices, and which is right."""
@@ -195,6 +196,12 @@ def _read(hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> tuple[Tensor, T
     size_C = torch.tensor(list(chain.from_iterable(note.sizes for note in notes)), device=loss_M.device)
     right_C = torch.tensor([i == note.answer for note in notes for i in range(len(note.sizes))], device=loss_M.device)
     return loss_M, torch.repeat_interleave(size_C), size_C, right_C
+
+
+def _likelihoods(hidden: Tensor, heads: nn.ModuleDict, batch: Batch) -> Tensor:
+    """beta of every choice, (rows, most choices)."""
+    loss_M, owner_M, size_C, _ = _read(hidden, heads, batch)
+    return _by_row(_added(-loss_M, owner_M, len(size_C)) / size_C, batch)
 
 
 def _added(values: Tensor, owner: Tensor, count: int) -> Tensor:
