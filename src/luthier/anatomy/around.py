@@ -55,6 +55,8 @@ class Adapter(nn.Module):
 class Around(Adapted):
     """`base` with named adapters around it; those that the switch names are at work."""
 
+    listed = False  # whether the model calls it with the tokens of all rows in one list
+
     def __init__(self, base: nn.Module, switch: Switch):
         super().__init__()
         self.base, self.adapters, self.switch = base, nn.ModuleDict(), switch
@@ -136,9 +138,19 @@ class Around(Adapted):
             return self._run(shares[0][1], x, args, kwargs)
         out = self._run((), x, args, kwargs)
         for mine, names in shares:
-            mine = of_tokens(mine.to(out.device), out.shape)
+            mine = of_tokens(self._listed(mine.to(out.device), out), out.shape)
             out = torch.where(mine.view(*mine.shape, *[1] * (out.dim() - 2)), self._run(names, x, args, kwargs), out)
         return out
+
+    def _listed(self, mine: Tensor, out: Any) -> Tensor:
+        """For outputs (B T, O): each row's truth as often as it has tokens."""
+        if not isinstance(out, Tensor):
+            raise ValueError(
+                f"{type(self.base).__name__} gives several tensors at once, so no row of a batch can take its own adapter there"
+            )
+        if self.listed and out.dim() == 2 and len(out) % len(mine) == 0 and mine.shape[1] in (1, len(out) // len(mine)):
+            return mine.expand(-1, len(out) // len(mine)).reshape(-1, 1)
+        return mine
 
     def shares(self, route: Route) -> list[tuple[Tensor, tuple[str, ...]]]:
         """What some row takes here: (which rows, adapters of this place)."""

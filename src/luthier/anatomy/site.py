@@ -12,6 +12,9 @@ from luthier.anatomy.around import Adapter, Around, OnRows, Switch, Values
 from luthier.anatomy.table import transposed, values_of
 
 
+LISTED = ("opt",)  # transformers models whose feed-forward takes the tokens of all rows as one list
+
+
 def walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
     """(path, module) of everything in the base model, as if no adapters were there."""
     seen: set[int] = set()
@@ -135,6 +138,7 @@ class Site:
             others = {} if self.around is None else dict(self.around.adapters.items())
             around = self.around_type(self.module, self.switch)
             around.adapters.update(others)
+            around.listed = getattr(getattr(self.root, "config", None), "model_type", "") in LISTED
             self._put(around)
         assert self.around is not None
         return self.around
