@@ -161,6 +161,10 @@ def rows_at(anatomy: Anatomy, stack: str) -> Site:
     net: Any = resolve(anatomy.root, stem)
     if getattr(net, "embed", None) is None or not hasattr(net, "virtual"):
         raise ValueError(f"{type(net).__name__} does not read its texts through one embedding, so no virtual token can stand in them")
+    if getattr(net, "placed", False):
+        raise ValueError(
+            f"{type(net).__name__} finds the places of its tokens by itself, so no virtual token can stand before them; take prefix or lora"
+        )
     site = _site(anatomy, stack, f"{stem}.embed.token" if stem else "embed.token")
     net.virtual = Standing(anatomy.root, site.path, stack, anatomy.switch)
     return site
@@ -183,8 +187,16 @@ def _site(anatomy: Anatomy, stack: str, path: str) -> Site:
 def _theirs(anatomy: Anatomy, stack: str) -> Site:
     module = reader(anatomy, stack)
     site = _site(anatomy, stack, _embedding(anatomy, stack))
-    if not any(isinstance(getattr(hook, "__self__", None), Border) for hook in module._forward_pre_hooks.values()):
-        pair = len(anatomy.stacks) > 1
+    hooks = (getattr(hook, "__self__", None) for hook in module._forward_pre_hooks.values())
+    known = next((border for border in hooks if isinstance(border, Border)), None)
+    pair = len(anatomy.stacks) > 1
+    if known is not None:  # an anatomy read again after the last adapter has gone has another switch
+        known.standing.switch = anatomy.switch
+        if known.memory is not None:
+            known.memory.switch = anatomy.switch
+        if pair and stack == "encoder":
+            _theirs(anatomy, "decoder")
+    else:
         standing = Standing(anatomy.root, site.path, stack, anatomy.switch)
         memory = Standing(anatomy.root, _embedding(anatomy, "encoder"), "encoder", anatomy.switch) if pair and stack == "decoder" else None
         border = Border(standing, memory, pair and stack == "encoder")

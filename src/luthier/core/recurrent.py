@@ -13,7 +13,9 @@ from luthier.core.attention import Mask, unpack_index
 from luthier.core.block import Context
 from luthier.core.cache import Cache
 from luthier.core.relative import Relative, distances, padded
+from luthier.core.text import TEXT, Text
 from luthier.core.transformer import Transformer
+from luthier.core.virtual import insert
 
 
 class Recurrent(Transformer):
@@ -39,7 +41,7 @@ class Recurrent(Transformer):
         x, context = self.entered(ids, mask, types, cache, allow)
         for x in self.layers(x, context):  # noqa: B007, B020  (the last one)
             pass
-        return self.dropout(self.norm(x))
+        return self.dropout(context.taken(self.norm(x)))
 
     def states(self, ids: Tensor, mask: Tensor | None = None, **inputs: Any) -> list[Tensor]:
         raise ValueError(f"{type(self.config).__name__} gives its last states only")
@@ -48,7 +50,18 @@ class Recurrent(Transformer):
         self, ids: Tensor, mask: Tensor | None, types: Tensor | None, cache: Cache | None, allow_BTT: Tensor | None = None
     ) -> tuple[Tensor, Context]:
         """The embedded input and what all blocks share; allow (B or 1, T, T) or (B or 1, 1, T, T): who sees whom in this segment."""
+        inserted = None
+        if self.virtual is not None and (cache is None or cache.length == 0):
+            inserted = insert(ids, mask, self.virtual, self.virtual_after)
+        if inserted is not None:
+            if allow_BTT is not None:
+                raise ValueError("virtual tokens stand before the text, so masks of one's own do not fit: leave them out")
+            ids, mask, types = inserted.ids, inserted.mask, None if types is None else inserted.spread(types, 0)
+            if cache is not None:
+                cache.notes["virtual"] = inserted.virtual
         keys, total = None if mask is None else mask.bool(), ids.shape[1]
+        real = torch.ones_like(ids, dtype=torch.bool) if keys is None else keys
+        TEXT.set(Text((real.cumsum(1) - 1).clamp(min=0), keys))
         if cache is not None:
             cache.begin(ids.shape[0], ids.shape[1], keys)
             total = min(cache.length, self.memory + ids.shape[1])
@@ -60,7 +73,7 @@ class Recurrent(Transformer):
         far = self.dropout(distances(total - 1, last, self.width, self.clamp, x))
         window = self.memory if self.same and self.causal else None
         mask_ = Mask(self.causal, window, keys=keys, allow=allow_BTT)
-        return x, Context(mask_, None, Relative(far, self._others(types, total)), cache=cache)  # type: ignore[arg-type]
+        return x, Context(mask_, None, Relative(far, self._others(types, total)), cache=cache, inserted=inserted)  # type: ignore[arg-type]
 
     def _others(self, types_BT: Tensor | None, keys: int) -> Tensor | None:
         """(B, T, S) bool, True where the key is of another segment; the memory is of segment 0."""

@@ -51,6 +51,8 @@ class TwoRotary(Rotary):
 class Prefixed(Transformer):
     """Finds the context of each row by itself, and gives its tokens both of their places."""
 
+    placed = True
+
     def enter(self, ids, mask=None, lengths=None, prompts=None, types=None, positions=None, cache=None, allow=None, **extra):  # type: ignore[override]
         if cache is not None and cache.length:
             positions, prompts = self._go_on(ids, cache), None

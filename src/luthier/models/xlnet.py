@@ -188,7 +188,7 @@ class TwoStreams(Recurrent):
                 g = self._run(block, g, seen, queries, context.bias)
             h = self._run(block, h, seen, context.mask, context.bias)
         if g is None or targets is None:
-            return self.dropout(h)
+            return self.dropout(context.taken(h))
         return self.dropout(g.gather(1, targets[..., None].expand(-1, -1, self.width)))
 
     def following(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
