@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from luthier.core.cache import Cache
 from luthier.core.encoder_decoder import again
 from luthier.core.heads import KINDS, LabelHead
+from luthier.core.recompute import recomputed
 from luthier.core.transformer import Net
 from luthier.data.tokenizer import Tokenizer
 from luthier.sources._foreign_heads import label_head, language_head
@@ -82,6 +83,19 @@ class Foreign(Net):
     @property
     def vocab(self) -> int:  # type: ignore[override]
         return self.module.get_input_embeddings().weight.shape[0]
+
+    @property
+    def recompute(self) -> bool:
+        """Whether a block's input alone is kept for backward, which runs the block again with the adapters of its batch."""
+        return any(getattr(part, "gradient_checkpointing", False) for part in self.module.modules())
+
+    @recompute.setter
+    def recompute(self, on: bool) -> None:
+        parts = [part for part in self.module.modules() if hasattr(part, "gradient_checkpointing")]
+        if on and not parts:
+            raise ValueError(f"{type(self.module).__name__} cannot run its blocks again in backward; training.recompute: false")
+        for part in parts:
+            part.gradient_checkpointing, part._gradient_checkpointing_func = on, recomputed
 
     def hidden(  # type: ignore[override]
         self,
