@@ -50,7 +50,10 @@ class MADX:
         return Attached(anatomy, name, self, parameters | train_beside(anatomy, name, self.also_train))
 
     def _invertible(self, anatomy: Anatomy, name: str, inner: int) -> dict[str, nn.Parameter]:
-        width = anatomy.head.weight.shape[1] if anatomy.has("head") else inner
+        around = [anatomy.embed] + ([anatomy.head] if anatomy.has("head") else [])
+        if parted := [site for site in around if "weight" not in site.parameters]:
+            raise ValueError(f"{parted[0].path} has several tables of vectors: nothing invertible fits; invertible: false")
+        width = around[-1].weight.shape[1] if anatomy.has("head") else inner
         nice = NICE(anatomy.embed.weight, width, self.act, self.start)
         embedding(anatomy, width, inner).wrap(name, Enter(nice))
         if anatomy.has("head"):
