@@ -64,6 +64,7 @@ def outline(text: str) -> str:
     return "\n".join(lines)
 
 
+@lru_cache
 def read(path: Path, cls: str | None = None) -> Description:
     """The description of class `cls`, or of the one public dataclass, in the file at `path`."""
     tree = parse(path)

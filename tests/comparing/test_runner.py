@@ -23,13 +23,9 @@ from luthier.comparing.runner import compare
 from luthier.config import RunFailed
 from luthier.run import Run, base, run
 from luthier.training.stop import Interrupted, Stop
-from tinyrun import values, write_run
+from tinygrid import METHODS, write_grid
+from tinyrun import write_run
 
-METHODS: dict[str, Any] = {
-    "lora": {"kind": "lora", "roles": ["q", "v", "up"], "rank": 2, "dropout": 0.1},
-    "last": {"kind": "freeze", "blocks": "last 1"},
-    "full": "full",
-}
 MORE: dict[str, Any] = {
     "prefix": {"kind": "prefix", "length": 2, "start": "lute"},
     "norm": {"kind": "freeze", "blocks": [], "also_train": ["norm"]},
@@ -37,17 +33,6 @@ MORE: dict[str, Any] = {
     "qlora": {"kind": "qlora", "rank": 2, "base": "int8"},
     "dora": {"kind": "lora", "rank": 2, "dora": True, "start": "pissa"},
 }
-
-
-def write_grid(folder: Path, run_changes: dict[str, Any] | None = None, **changes: Any) -> Path:
-    """A grid of a tiny run. run_changes: sections of the run, as for tinyrun.values."""
-    sections = values(folder, **{"training": {"steps": 3}, "data": {"held_out": 3}, **(run_changes or {})})
-    sections.pop("tuning")
-    (folder / "run.yaml").write_text(yaml.safe_dump(sections))
-    grid = {"run": "run.yaml", "output": str(folder / "grid"), "methods": METHODS, "latency": False, **changes}
-    path = folder / "grid.yaml"
-    path.write_text(yaml.safe_dump(grid, sort_keys=False))
-    return path
 
 
 def stored(folder: Path) -> str:

@@ -22,17 +22,19 @@ def compare(
     """
     from shutil import get_terminal_size
 
-    from luthier.comparing import table
-
     if Path(what[0]).suffix in (".yaml", ".yml"):
         if metric or report:
             raise ValueError("--metric and --report are for finished runs; a grid has `metric` and `output` in its file")
         from luthier.comparing.grid import read_grid
 
-        read_grid(what[0], what[1:])  # first: mistakes are told before torch is imported
-        from luthier.comparing.runner import compare as run
+        grid, cells = read_grid(what[0], what[1:])  # first: mistakes are told before torch is imported
+        from luthier.comparing.runner import go
 
-        found = run(what[0], resume, what[1:])
+        try:
+            found = go(grid, cells, resume)
+        except KeyboardInterrupt as stop:
+            typer.echo(f"luthier: {stop or 'stopped; go on with --resume'}", err=True)
+            raise
     else:
         from luthier.comparing.page import write
         from luthier.comparing.read import read
@@ -43,5 +45,7 @@ def compare(
         found = compared(read(what), metric or None)
         if report is not None:
             write(report, found)
+    from luthier.comparing import table
+
     width, terminal = get_terminal_size().columns, sys.stdout.isatty()
     typer.echo(table.as_json(found) if json else table.terminal(found, width, terminal))

@@ -7,20 +7,23 @@ method's own `set`, then the seed. An axis `tuning.rank` is for the methods that
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier import config as yaml
 from luthier import lookup
 from luthier.config import Document
 from luthier.declaration import read
 from luthier.lookup import find, shelf_of, suggest
-from luthier.run import Run
 from luthier.schema import Address, Mistake, mistakes, show, spell
+
+if TYPE_CHECKING:
+    from luthier.run import Run
 
 HERE, RUN = Path(__file__), Path(__file__).parents[1] / "run.py"
 OWN = ("seed", "output", "tuning")  # what a grid itself sets in a run
@@ -61,7 +64,7 @@ class Cell:
     point: Mapping[str, Any]
     document: Document = field(repr=False)
 
-    def run(self, output: Path, chosen: Mapping[str, Any] | None = None) -> Run:
+    def run(self, output: Path, chosen: Mapping[str, Any] | None = None) -> "Run":
         """The run, with what a search has chosen for it. ValueError where a value does not do."""
         return built(self.document, {**(chosen or {}), "output": str(output / "cells" / self.name)})
 
@@ -91,12 +94,11 @@ def parts(document: Document, beside: Path) -> tuple[Grid, list[Cell]]:
     for folder in base.values.get("plugins") or ():
         lookup.add_folder(str(folder))
     own = list(own_mistakes(grid))
-    cells = [] if own else list(cells_of(grid, document, base))
-    told = said(document, [*found, *own, *metric_mistakes(grid, base), *twice(cells)])
+    told = said(document, [*found, *own, *metric_mistakes(grid, base), *([] if own else twice(grid))])
     for run in to_check(grid, document, base):
         told |= said(run, [*mistakes(run.values, RUN, "Run"), *missing(run)])
     refuse(told)
-    return grid, cells
+    return grid, list(cells_of(grid, document, base))
 
 
 def dotted(document: Document, at: Address) -> None:
@@ -145,12 +147,17 @@ def base_of(grid: Grid, document: Document, beside: Path) -> Document:
 
 def cells_of(grid: Grid, document: Document, base: Document) -> Iterator[Cell]:
     """Seed by seed, in the order of the methods."""
+    for name, seed, method, point in named(grid):
+        made = changed(with_method(grid, document, base, method, point), {"seed": seed}, document.where(("seeds",)))
+        yield Cell(name, method, seed, point, made)
+
+
+def named(grid: Grid) -> Iterator[tuple[str, int, str, dict[str, Any]]]:
+    """(name, seed, method, point) of each cell."""
     for seed in grid.seeds:
         for method, point in places(grid):
-            made = with_method(grid, document, base, method, point)
-            made = changed(made, {"seed": seed}, document.where(("seeds",)))
-            words = [method, *(f"{key.rpartition('.')[2]}{label(value, grid.vary[key])}" for key, value in point.items()), f"seed{seed}"]
-            yield Cell(re.sub(r"[^\w.+-]+", "_", "-".join(words)), method, seed, point, made)
+            axes = [f"{key.rpartition('.')[2]}{label(value, grid.vary[key])}" for key, value in point.items()]
+            yield re.sub(r"[^\w.+-]+", "_", "-".join([method, *axes, f"seed{seed}"])), seed, method, point
 
 
 def places(grid: Grid) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -202,8 +209,10 @@ def changed(document: Document, values: Mapping[str, Any], place: str) -> Docume
     return made
 
 
-def built(document: Document, values: Mapping[str, Any]) -> Run:
+def built(document: Document, values: Mapping[str, Any]) -> "Run":
     """The run of a document with these keys set."""
+    from luthier.run import Run
+
     document = changed(document, values, "")
     return yaml.build(Run, document.values, document.where)
 
@@ -335,10 +344,11 @@ def metric_mistakes(grid: Grid, base: Document) -> Iterator[Mistake]:
             yield Mistake(at, f"{spell(at)}: the run measures no {name!r}{suggest(str(name), known)}")
 
 
-def twice(cells: Sequence[Cell]) -> Iterator[Mistake]:
-    names = [cell.name for cell in cells]
-    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
-        methods = list(dict.fromkeys(cell.method for cell in cells if cell.name == name))
+def twice(grid: Grid) -> Iterator[Mistake]:
+    cells = [(name, method) for name, _, method, _ in named(grid)]
+    names = Counter(name for name, _ in cells)
+    for name in [name for name, count in names.items() if count > 1]:
+        methods = list(dict.fromkeys(method for other, method in cells if other == name))
         yield Mistake(
             ("methods", methods[-1]), f"two cells are called {name!r} ({', '.join(methods)}); give one of the methods another name"
         )
@@ -361,7 +371,7 @@ def refuse(told: Told) -> None:
     yaml.refuse(sorted(told, key=lambda text: told[text]))
 
 
-def metric_of(grid: Grid, run: Run) -> str:
+def metric_of(grid: Grid, run: "Run") -> str:
     """What the table is sorted by."""
     if grid.metric or not run.evaluation:
         return grid.metric or "loss"

@@ -36,7 +36,11 @@ def compare(grid: Grid | str | Path, resume: bool = False, overrides: Sequence[s
     grid: a grid file, or a Grid made in Python. resume: goes on in a folder that is there already. ValueError or OSError for what is wrong
     with the input, RunFailed where every cell failed, Interrupted after Ctrl-C (half cells have a checkpoint each).
     """
-    grid, cells = (grid, made(grid)) if isinstance(grid, Grid) else read_grid(grid, overrides)
+    return go(*((grid, made(grid)) if isinstance(grid, Grid) else read_grid(grid, overrides)), resume, console)
+
+
+def go(grid: Grid, cells: Sequence[Cell], resume: bool = False, console: Console | None = None) -> Comparison:
+    """`compare`, of a grid that has been read."""
     folder = Path(grid.output).expanduser()
     check(folder, resume)
     check_optuna(grid)
