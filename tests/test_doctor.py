@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import shown
 from luthier import doctor
 from luthier.config import build_plug_in
 from luthier.data.settings import Data
@@ -175,3 +176,16 @@ def test_everything_that_stops_is_said_at_once(capsys: pytest.CaptureFixture[str
         doctor.refuse(found)
     doctor.refuse(found[::2])
     assert capsys.readouterr().err == "note: well\n" * 2
+
+
+def test_an_objective_that_needs_its_step_whole_is_not_given_it_in_parts(bench: Bench):
+    path = bench.folder / "pictures"
+    rows, model = shown.captioned(bench.folder), shown.tiny_eyes(tiny_chat().tokenizer)
+    assert path.is_dir()
+    assert bench.look(rows, model, "contrastive", training=Training(steps=3, rows=4)) == {}
+    found = bench.look(rows, model, "contrastive", training=Training(steps=3, rows=4, micro_tokens=40))
+    assert "needs a whole step in one forward pass, and 4 rows of up to 13 tokens may be more" in found["one forward pass"].sentence
+    found = bench.look(rows, model, "contrastive", training=Training(steps=3, tokens=90, micro_tokens=40))
+    assert "training.tokens=90 may be more than training.micro_tokens=40; raise it to 90" in found["one forward pass"].sentence
+    found = bench.look(rows, model, "contrastive", training=Training(steps=3, rows=1))
+    assert "training.rows=1 leaves nothing to compare" in found["one forward pass"].sentence

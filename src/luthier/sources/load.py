@@ -55,6 +55,8 @@ def load_model(
         if attach is None:
             raise ValueError(f"{source} holds an adapter, not a whole model; load it with luthier.load, or its base {base} without it")
         model = load_model(base, wanted, device, attach)
+        if model.attached is not None:  # the base is another run's adapter on its own: the run started from both
+            model.merge()
         attach(model, adapter)
         model.source = str(source)
         return model
