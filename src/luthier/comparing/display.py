@@ -16,6 +16,7 @@ class Display:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self.cells, self.done, self.begun = cells, done, time.monotonic()
         self.known = done
+        self.parts: dict[str, float] = {}  # of the runs at work: the share of their steps that is behind
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(compact=True), console=self.console, disable=not self.console.is_terminal,
@@ -33,6 +34,7 @@ class Display:
     def step(self, name: str, line: dict[str, Any]) -> None:
         """A run has made a step."""
         step, steps = line["step"], line["steps"]
+        self.parts[name] = step / steps
         figures = f"loss {line['loss']:.4f}" + (f"  held-out {line['held_out']:.4f}" if "held_out" in line else "")
         if name not in self.tasks:
             self.tasks[name] = self.bar.add_task(name, total=steps, figures="")
@@ -43,6 +45,7 @@ class Display:
     def end(self, name: str, words: str) -> None:
         """A run is over, one way or the other."""
         self.done += 1
+        self.parts.pop(name, None)
         if name in self.tasks:
             self.bar.remove_task(self.tasks.pop(name))
         self.bar.update(self.whole, completed=self.done)
@@ -50,10 +53,10 @@ class Display:
 
     def left(self) -> str:
         """The time that the rest takes, if it goes on like this."""
-        fresh = self.done - self.known
-        if not fresh or self.done == self.cells:
+        behind = self.done - self.known + sum(self.parts.values())
+        if behind < 0.2 or self.done == self.cells:
             return ""
-        seconds = round((time.monotonic() - self.begun) / fresh * (self.cells - self.done))
+        seconds = round((time.monotonic() - self.begun) / behind * (self.cells - self.known - behind))
         return f"  about {seconds // 60}:{seconds % 60:02} left"
 
     def say(self, text: str) -> None:
