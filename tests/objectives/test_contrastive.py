@@ -176,19 +176,22 @@ def test_writing_sees_the_queries_and_what_stands_before_as_transformers_q_forme
     made = double(model, batch(objective, model, rows[:5]))
     reference = theirs(model)
     (ids, mask), queries = padded(made), ASKS["queries"]
-    with torch.no_grad():
-        got = losses(objective, model, made)["write"]
-        seen = reference.vision_model(made.extra["images"])[0]
-        text = reference.embeddings(input_ids=ids, query_embeds=reference.query_tokens.expand(5, -1, -1))
-        length = queries + ids.shape[1]
-        allow = torch.ones(length, length).tril()
-        allow[:queries, :queries] = 1
-        both = allow * torch.cat([torch.ones(5, queries), mask], 1)[:, None]
-        both = (1 - both[:, None]) * torch.finfo(torch.float64).min  # added to scores: the form they pass on as it is
-        states = reference.qformer(query_embeds=text, query_length=queries, attention_mask=both, encoder_hidden_states=seen)[0][:, queries:]
-        logits = model.net.heads["lm"](states)
-        want = F.cross_entropy(logits[:, :-1][mask[:, 1:].bool()], ids[:, 1:][mask[:, 1:].bool()])
+    got = losses(objective, model, made)["write"]
+    seen = reference.vision_model(made.extra["images"])[0]
+    text = reference.embeddings(input_ids=ids, query_embeds=reference.query_tokens.expand(5, -1, -1))
+    length = queries + ids.shape[1]
+    allow = torch.ones(length, length).tril()
+    allow[:queries, :queries] = 1
+    both = allow * torch.cat([torch.ones(5, queries), mask], 1)[:, None]
+    both = (1 - both[:, None]) * torch.finfo(torch.float64).min  # added to scores: the form they pass on as it is
+    states = reference.qformer(query_embeds=text, query_length=queries, attention_mask=both, encoder_hidden_states=seen)[0][:, queries:]
+    head = model.net.heads["lm"]
+    logits = F.linear(head.transform(states), reference.embeddings.word_embeddings.weight, head.out.bias)
+    want = F.cross_entropy(logits[:, :-1][mask[:, 1:].bool()], ids[:, 1:][mask[:, 1:].bool()])
     torch.testing.assert_close(got, want, rtol=1e-9, atol=0)
+    got.backward()
+    want.backward()
+    gradients_match(model, reference)
 
 
 def test_the_head_that_writes_is_saved_and_read_again(wordpiece, tmp_path):
