@@ -17,6 +17,13 @@ from luthier.sources.tensor_files import Safetensors, write_safetensors
 
 TEXT = ("*.json", "*.txt", "*.model", "*.jinja")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net")  # keys under which training scripts keep the weights
+# Adapters' pickles have names of their own, peft's and the library adapters'; so have the files that both write instead.
+ADAPTERS = {
+    "adapter_model.bin": "adapter_model.safetensors",
+    "pytorch_adapter.bin": "adapter.safetensors",
+    "pytorch_model_head.bin": "model_head.safetensors",
+    "pytorch_model_adapter_fusion.bin": "model_adapter_fusion.safetensors",
+}
 REFUSED = 3  # exit code of the child: the file holds more than weights
 
 
@@ -31,7 +38,9 @@ def convert_pickles(source: Path, out: Path) -> None:
 
 
 def pickles(folder: Path) -> list[Path]:
-    """The weight files of a folder: those its index names, or all."""
+    """The weight files of a folder: an adapter's, those its index names, or all."""
+    if any((folder / name).is_file() for name in ADAPTERS):
+        return [folder / name for name in ADAPTERS if (folder / name).is_file()]
     indices = [path for path in folder.glob("*.index.json") if path.name.endswith(".bin.index.json")]
     if indices:
         named = read_json(indices[0]).get("weight_map", {})
@@ -40,10 +49,13 @@ def pickles(folder: Path) -> list[Path]:
 
 
 def fill(place: Path, folder: Path, files: list[Path]) -> None:
-    names = [SINGLE] if len(files) == 1 else [f"model-{i + 1:05}-of-{len(files):05}.safetensors" for i in range(len(files))]
+    sharded = len(files) > 1 and not any(file.name in ADAPTERS for file in files)
+    names = [
+        f"model-{i + 1:05}-of-{len(files):05}.safetensors" if sharded else ADAPTERS.get(file.name, SINGLE) for i, file in enumerate(files)
+    ]
     for file, name in zip(files, names, strict=True):
         in_child(file, place / name)
-    if len(files) > 1:
+    if sharded:
         specs = {name: Safetensors([place / name]).specs for name in names}
         total = sum(spec.bytes for each in specs.values() for spec in each.values())
         where = {tensor: name for name in names for tensor in specs[name]}

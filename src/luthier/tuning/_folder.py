@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier import lookup
+from luthier.sources.convert import ADAPTERS
 from luthier.sources.directory import read_json
 from luthier.sources.tensor_files import Safetensors, read_header
 
@@ -15,6 +16,8 @@ PEFT = ("lora", "ia3", "adalora", "prefix", "p_tuning_v2", "prompt", "p_tuning")
 TABLE = "prompt_embeddings"  # the tensor of every prompt and prefix, which stands under no module
 TYPES = {"prefix_tuning": "p_tuning_v2", "prompt_tuning": "prompt"}  # peft's other names of methods
 DELTA = ".token_adapter.trainable_tokens_delta"
+LIBRARY_WEIGHTS, LIBRARY_FUSION = "adapter.safetensors", "adapter_fusion_config.json"  # of the library adapters
+FUSION_WEIGHTS = "model_adapter_fusion.safetensors"
 
 
 class Folder:
@@ -22,16 +25,22 @@ class Folder:
 
     def __init__(self, path: Path):
         self.path = path
-        self.config = read_json(path / CONFIG)
-        if not (path / WEIGHTS).is_file():
-            other = " (adapter_model.bin is a pickle, which is never loaded; save it again with peft as safetensors)"
-            raise FileNotFoundError(f"{path}: no {WEIGHTS}{other if (path / 'adapter_model.bin').exists() else ''}")
-        stored = Safetensors([path / WEIGHTS])
+        fusion = (path / LIBRARY_FUSION).is_file() and not (path / CONFIG).is_file()
+        self.config = read_json(path / (LIBRARY_FUSION if fusion else CONFIG))
+        self.library = "peft_type" not in self.config and isinstance(self.config.get("config"), dict)
+        weights = FUSION_WEIGHTS if fusion else LIBRARY_WEIGHTS if self.library else WEIGHTS
+        if not (path / weights).is_file():
+            pickle = next((name for name, made in ADAPTERS.items() if made == weights and (path / name).is_file()), None)
+            other = f" ({pickle} is a pickle, which is never loaded; `luthier convert {path} OUT` makes safetensors of it)"
+            raise FileNotFoundError(f"{path}: no {weights}{other if pickle else ''}")
+        stored = Safetensors([path / weights])
         self.tensors = {name.removeprefix(PREFIX).removeprefix("base_model."): stored.read(name) for name in stored.specs}
         note = read_header(path / STATE)[1] if (path / STATE).is_file() else {}
         beside = Safetensors([path / STATE]) if (path / STATE).is_file() else None
         self.state = {name: beside.read(name) for name in beside.specs} if beside else {}
         self.fused: dict[str, list[int]] = json.loads(note.get("fused", "{}"))
+        self.filled: list[str] = json.loads(note.get("filled", "[]"))  # written because peft's format stores modules whole
+        self.scales: dict[str, list[float]] = json.loads(note.get("scales", "{}"))  # those that the terms of a fused module train with
         self.method: dict[str, Any] = json.loads(note.get("method", "{}"))
         self.tokens: list[str] = json.loads(note.get("tokens", "[]"))
         self.heads: dict[str, int] = json.loads(note["heads"]) if "heads" in note else self._heads()
@@ -45,6 +54,8 @@ class Folder:
     @property
     def kind(self) -> str:
         """Which plug-in of this shelf it is."""
+        if self.library:  # its settings say it
+            return "adapter"
         name = str(self.config.get("peft_type", "")).lower()
         name = TYPES.get(name, name)
         if name not in lookup.names("tuning") or (name not in PEFT and "luthier" not in self.config):

@@ -92,7 +92,7 @@ class Names:
         wanted = {self.stored(path, name).path for path, name in own if path != "heads.lm.out"}
         modules = {path.rpartition(".")[0] for path in wanted} if whole else set()
         table = {ours: name for ours, name in self.table.items() if name.path in wanted or name.path.rpartition(".")[0] in modules}
-        table = {ours: name for ours, name in table.items() if not ours.startswith("heads.lm.out.")}
+        table = {ours: name for ours, name in table.items() if ours.rpartition(".")[0] != "heads.lm.out"}
         return export_state(table, {ours: values.get(self._key(ours), self._value(ours)).detach() for ours in table}) | heads
 
     def read(self, path: str, parameter: str, tensors: dict[str, Tensor]) -> Tensor | None:

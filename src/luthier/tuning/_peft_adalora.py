@@ -29,6 +29,7 @@ def adalora(attached: Attached, names: Names) -> Written:
     found = {module: terms for module in names.places if any(terms := _terms(names, module, attached.name))}
     remaining = {module: [None if term is None else term.remaining() for term in terms] for module, terms in found.items()}
     fused = {module: [0 if rows is None else int(rows.sum()) for rows in kept] for module, kept in remaining.items() if len(kept) > 1}
+    scales = {module: [0.0 if term is None else term.scale for term in terms] for module, terms in found.items()}
     most = max([method.rank, *(sum(counts) for counts in fused.values())])
     tensors: dict[str, Tensor] = {}
     pattern: dict[str, list[bool]] = {}
@@ -48,7 +49,9 @@ def adalora(attached: Attached, names: Names) -> Written:
         "trainable_token_indices": None,
     }  # fmt: skip
     config |= whole_modules(attached, names, stored, found.keys())
-    return Written(config | choose(set(found), names.everything(), config, set()), tensors | stored, notes={"fused": fused})
+    return Written(
+        config | choose(set(found), names.everything(), config, set()), tensors | stored, notes={"fused": fused, "scales": scales}
+    )
 
 
 def _terms(names: Names, module: str, name: str) -> list[Triplets | None]:
@@ -113,7 +116,7 @@ class ReadAdaLoRA(Peft):
 
     def _attach(self, module: str, parts: dict[str, Tensor]) -> list[Triplets]:
         scale = self.config["lora_alpha"] / (self.config["init_r"] + 1e-5)
-        ranks, column, terms = self.folder.fused.get(module), 0, []
+        ranks, scales, column, terms = self.folder.fused.get(module), self.folder.scales.get(module), 0, []
         for i, place in enumerate(self.names.places[module]):
             like, block = place.site.weight, slice(None)
             if ranks is not None and place.rows is not None:
@@ -121,8 +124,10 @@ class ReadAdaLoRA(Peft):
             if len(parts["e"][block]) == 0:  # nothing is left of it
                 continue
             b_OK = parts["b"] if place.rows is None else parts["b"][place.rows]
-            values = (value.to(like.device, like.dtype, copy=True) for value in (parts["a"][block], b_OK[:, block], parts["e"][block]))
-            term = Triplets(*values, scale, self.config.get("lora_dropout") or 0.0)
+            own_scale = scales[i] if scales else scale
+            triplet = (parts["a"][block], b_OK[:, block], parts["e"][block] * (scale / own_scale))
+            values = (value.to(like.device, like.dtype, copy=True) for value in triplet)
+            term = Triplets(*values, own_scale, self.config.get("lora_dropout") or 0.0)
             place.site.wrap(self.name, term)
             self.parameters |= {f"{place.site.address}.{part}": value for part, value in term.triplet().items()}
             terms.append(term)

@@ -151,7 +151,7 @@ def attach(
             shapes = tuple(torch.Size((x.shape[0], length, x.shape[2])) for x in pair)
             site.wrap(name, LayerPrefix(group.name, source, sum(sizes[:i]), shapes, method.dropout))  # type: ignore[arg-type]
         parameters |= {f"{group.name}.prefix.{key}": value for key, value in source.named_parameters()}
-        if group.name.endswith(".self"):
+        if group.name.endswith(".self") and method.shift:
             for site in positions_of(anatomy, group.name.partition(".")[0]):
                 if site.adapter(name) is None:
                     site.wrap(name, Shift(length))

@@ -13,6 +13,7 @@ from luthier.core.transformer import Transformer
 from luthier.sources.directory import read_json
 from luthier.sources.model import Model
 from luthier.sources.run_folder import COMPOSITION
+from luthier.tuning._adapters import ReadLibrary
 from luthier.tuning._attached import Attached
 from luthier.tuning._compose import compose
 from luthier.tuning._composition import tree
@@ -44,7 +45,7 @@ def read(anatomy: Anatomy, directory: Path, name: str = "default", trainable: bo
         return read_composition(anatomy, directory, name, trainable)
     folder = Folder(directory)
     folder.kind  # noqa: B018  refused before anything is touched
-    form = ReadPlain if "luthier" in folder.config else FORMATS[folder.kind]
+    form = ReadLibrary if folder.library else ReadPlain if "luthier" in folder.config else FORMATS[folder.kind]
     try:
         attached = form(Names(anatomy), folder, name, trainable).attached()
     except BaseException:

@@ -102,7 +102,7 @@ class ReadLoRA(Peft):
         alpha = pattern(self.config.get("alpha_pattern") or {}, module, self.config["lora_alpha"])
         scale = alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
         places = self.names.places[module]
-        ranks = self.folder.fused.get(module)
+        ranks, scales = self.folder.fused.get(module), self.folder.scales.get(module)
         start = principal(self._whole(module), rank, scale) if self.config.get("init_lora_weights") == "pissa" else None
         column = 0
         for i, place in enumerate(places):
@@ -113,13 +113,14 @@ class ReadLoRA(Peft):
                     continue
                 block = slice(column, column + ranks[i])
                 column += ranks[i]
-            parts = (a_RI[block], b_OR[rows][:, block])
+            own_scale = scales[i] if scales else scale
+            parts = (a_RI[block], b_OR[rows][:, block] * (scale / own_scale))
             if self.folder.method.get("start") == "pissa":  # ours: the start is the second half, taken out
                 half = len(parts[0]) // 2
                 own = ((parts[0][:half], parts[1][:, :half]), (parts[0][half:], -parts[1][:, half:]))
             else:
                 own = (parts, None if start is None else (start[0], start[1][rows]))
-            self._wrap(place, *own, scale, pair["m"][rows] if "m" in pair else None)
+            self._wrap(place, *own, own_scale, pair["m"][rows] if "m" in pair else None)
 
     def _whole(self, module: str) -> Tensor:
         """The stored module's weight, (O, I)."""

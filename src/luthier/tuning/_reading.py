@@ -28,7 +28,7 @@ class Reading:
         self.anatomy, self.config = names.anatomy, folder.config
         self.parameters: dict[str, nn.Parameter] = {}
         self.memory: dict[str, Tensor] = {}
-        self.tensors = {self._known(stored): value for stored, value in folder.tensors.items()}
+        self.tensors = {self._known(stored): value for stored, value in folder.tensors.items() if stored not in folder.filled}
 
     def attached(self) -> Attached:
         """The method, on the model, with the file's values."""

@@ -20,7 +20,7 @@ from luthier.tuning._peft_ia3 import ia3
 from luthier.tuning._peft_prefix import prefix
 from luthier.tuning._peft_prompt import prompt
 from luthier.tuning._stored import kind_of, new_rows, plain, token_indices
-from luthier.tuning._write_lora import lora
+from luthier.tuning._write_lora import filled, lora
 
 PEFT_VERSION = "0.21.2"  # whose format this is
 TASKS = {"classify": "SEQ_CLS", "regress": "SEQ_CLS", "tag": "TOKEN_CLS", "spans": "QUESTION_ANS"}
@@ -47,6 +47,7 @@ def write(attached: Attached, directory: Path) -> None:
     notes = {
         "method": {"kind": kind} | asdict(attached.method),
         "fused": {},
+        "filled": [name for name in filled(attached, names) if name in tensors],
         "tokens": list(attached.anatomy.grown.values()),
     } | written.notes
     notes["heads"] = {name: len(head.out.weight) for name, head in attached.anatomy.task_heads().items() if isinstance(head, LabelHead)}

@@ -21,23 +21,34 @@ def lora(attached: Attached, names: Names) -> Written:
     """Low-rank terms, and beside them the modules that train whole."""
     tensors: dict[str, Tensor] = {}
     fused: dict[str, list[int]] = {}
+    scales: dict[str, list[float]] = {}
     low_rank = {module: terms for module in names.places if (terms := _terms(names, module, attached.name))}
     for module in low_rank:
         tensors |= _tensors(names, module, attached.name)
         if len(names.places[module]) > 1:
             fused[module] = [len(term.factors()[0]) if term else 0 for term in terms_by_place(names, module, attached.name)]
+            scales[module] = [term.scale if term else 0.0 for term in terms_by_place(names, module, attached.name)]
     stored = beside(attached, names)
     config = {"peft_type": "LORA"} | _lora(attached, names, low_rank) | whole_modules(attached, names, stored, low_rank.keys())
     outside = {module for module in low_rank if names.places[module][0].site.layer < 0}
     config |= choose(set(low_rank), names.everything(), config, outside)
-    return Written(config, tensors | stored, notes={"fused": fused})
+    return Written(config, tensors | stored, notes={"fused": fused, "scales": scales})
 
 
 def beside(attached: Attached, names: Names) -> dict[str, Tensor]:
-    """The modules that train whole. What only shares a parameter with the module that uses it (BERT's decoder bias) is none of its own."""
+    """The modules that train whole."""
+    return names.export(_own(attached), whole=True)
+
+
+def filled(attached: Attached, names: Names) -> list[str]:
+    """What is written only because its module is: it does not train."""
+    return sorted(names.export(_own(attached), whole=True).keys() - names.export(own_values(attached), whole=False).keys())
+
+
+def _own(attached: Attached) -> dict[tuple[str, str], Tensor]:
+    """What only shares a parameter with the module that uses it (BERT's decoder bias) is none of its own."""
     own = own_values(attached)
-    own = {(path, name): value for (path, name), value in own.items() if not list(attached.anatomy.at(path).module.children())}
-    return names.export(own, whole=True)
+    return {(path, name): value for (path, name), value in own.items() if not list(attached.anatomy.at(path).module.children())}
 
 
 def _lora(attached: Attached, names: Names, low_rank: dict[str, list[LowRank]]) -> dict[str, Any]:

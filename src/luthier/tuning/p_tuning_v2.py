@@ -13,6 +13,7 @@ class PTuningV2:
     length: int = 20  # columns before the keys; they take as many positions. The paper: 8 to 224, more for harder tasks
     start: str = ""  # a text of `length` tokens at least, whose keys and values it starts as; random when left out
     dropout: float = 0.0  # on keys and values; the released code takes 0.1
+    shift: bool = True  # the text's positions begin behind the columns, as behind earlier tokens; the library adapters leaves them
     at: tuple[str, ...] = ()  # encoder.self, decoder.self, decoder.cross; all that the model has when left out
     also_train: tuple[str, ...] = ()  # embed, head, norm or roles that train whole
     tokens: tuple[str, ...] | str = ()  # added to the vocabulary, trained and saved with it; or the folder of a second tokenizer
