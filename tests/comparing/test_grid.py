@@ -150,7 +150,7 @@ def test_the_command_shows_the_table_and_goes_on(tmp_path: Path) -> None:
     assert (again.exit_code, "is not empty; go on there with --resume" in again.stderr) == (2, True)
     assert CliRunner().invoke(app, ["compare", str(path), "--resume", "set.training.steps=2"]).exit_code == 0
     wrong = CliRunner().invoke(app, ["compare", str(path), "--metric", "loss"])
-    assert (wrong.exit_code, "--metric and --report are for finished runs" in wrong.stderr) == (2, True)
+    assert (wrong.exit_code, "--metric, --report and --latency are for finished runs" in wrong.stderr) == (2, True)
 
 
 def test_a_grid_whose_cells_all_fail_ends_with_1(tmp_path: Path) -> None:

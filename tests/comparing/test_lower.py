@@ -56,7 +56,7 @@ def test_layers_below_run_once_for_all_runs_and_give_the_same(dropout: float) ->
         made.net.train()
         expected = [hidden(made.net, seed) for seed in (0, 1)]
         made.net.lower = Lower(made.net, lowest(made.net, trained), "base", known)
-        hooks = [block.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1)) for block in made.net.blocks]
+        hooks = [block.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1)) for block in made.anatomy.blocks]
         for seed in (0, 1):
             (ours, after), (theirs, wanted) = hidden(made.net, seed), expected[seed]
             assert torch.equal(ours, theirs)

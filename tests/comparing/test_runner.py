@@ -99,7 +99,7 @@ def test_a_cell_equals_the_same_run_alone_to_the_bit(tmp_path: Path, fresh: bool
 
 
 def test_the_folder_of_a_grid(tmp_path: Path) -> None:
-    found = luthier.compare(Grid.from_yaml(write_grid(tmp_path), ["latency=true", f"run={tmp_path / 'run.yaml'}"]))
+    found = luthier.compare(Grid.from_yaml(write_grid(tmp_path), ["latency=true"]))
     folder = tmp_path / "grid"
     assert {path.name for path in folder.iterdir()} == {"cells", "grid.json", "table.json", "table.csv", "table.tex", "report.html"}
     grid = json.loads((folder / "grid.json").read_text())

@@ -14,6 +14,7 @@ def compare(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a grid: finished cells stay, half ones continue.")] = False,
     metric: Annotated[str, typer.Option(help="of finished runs: what they are sorted and tested by", show_default=False)] = "",
     report: Annotated[Path | None, typer.Option(help="of finished runs: write the tables and report.html here", show_default=False)] = None,
+    latency: Annotated[bool, typer.Option("--latency", help="Of finished runs: load each, and measure what a token takes.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
     """Run every cell of a grid (YAML) and compare them, or compare the folders of finished runs and grids.
@@ -23,11 +24,15 @@ def compare(
     from shutil import get_terminal_size
 
     if Path(what[0]).suffix in (".yaml", ".yml"):
-        if metric or report:
-            raise ValueError("--metric and --report are for finished runs; a grid has `metric` and `output` in its file")
+        if metric or report or latency:
+            raise ValueError(
+                "--metric, --report and --latency are for finished runs; a grid has `metric`, `output` and `latency` in its file"
+            )
         from luthier.comparing.grid import read_grid
+        from luthier.comparing.ledger import check
 
         grid, cells = read_grid(what[0], what[1:])  # first: mistakes are told before torch is imported
+        check(Path(grid.output).expanduser(), resume)
         from luthier.comparing.runner import go
 
         try:
@@ -42,6 +47,12 @@ def compare(
 
         if resume:
             raise ValueError("--resume is for a grid; name its YAML file")
+        if latency:
+            from luthier.comparing.latency import of_folder
+
+            for cell in read(what).cells:
+                if cell.error is None:
+                    of_folder(cell.folder)
         found = compared(read(what), metric or None)
         if report is not None:
             write(report, found)

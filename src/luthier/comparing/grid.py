@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,7 +90,9 @@ def parts(document: Document, beside: Path) -> tuple[Grid, list[Cell]]:
     if any(each.address[:1] not in [(key,) for key in document.values if key not in fields] for each in found):
         refuse(said(document, found))  # what is of the wrong kind cannot be looked into
     grid = grid_of({key: value for key, value in document.values.items() if key in fields})
-    base = base_of(grid, document, beside)
+    if isinstance(grid.run, str):
+        grid = replace(grid, run=str(beside / Path(grid.run).expanduser()))
+    base = base_of(grid, document)
     for folder in base.values.get("plugins") or ():
         lookup.add_folder(str(folder))
     own = list(own_mistakes(grid))
@@ -132,13 +134,12 @@ def grid_of(values: Mapping[str, Any]) -> Grid:
 # What a grid's cells are
 
 
-def base_of(grid: Grid, document: Document, beside: Path) -> Document:
+def base_of(grid: Grid, document: Document) -> Document:
     """The run without a method: of its own file, or of the section in the grid."""
     if isinstance(grid.run, str):
-        path = Path(grid.run).expanduser()
-        base = yaml.read_yaml(path if path.is_absolute() else beside / path)
+        base = yaml.read_yaml(grid.run)
     else:
-        places = {at[1:]: document.where(at) for at in document.places if at[:1] == ("run",)}
+        places: dict[Address, int | str] = {at[1:]: document.where(at) for at in document.places if at[:1] == ("run",)}
         base = Document(document.file, deepcopy(grid.run), places)
     for key, value in grid.set.items():
         base = changed(base, {key: value}, document.where(("set", key)))
@@ -268,7 +269,7 @@ def axes_mistakes(grid: Grid) -> Iterator[Mistake]:
                 yield Mistake(at, f"{spell(at)} must be a list of values or {{low: 1e-4, high: 1e-2, log: true}}, got {dict(values)}")
             elif not span and (not isinstance(values, list | tuple) or not values):
                 yield Mistake(at, f"{spell(at)} must be a list of values, got {show(values)}")
-            elif not span and any(values.index(value) < i for i, value in enumerate(values)):
+            elif not span and any(value in list(values)[:i] for i, value in enumerate(values)):
                 yield Mistake(at, f"{spell(at)} has a value twice: {list(values)}")
             elif not any(applies(key, section) for section in grid.methods.values()):
                 yield Mistake(at, f"{spell(at)}: no method has the setting {key}")
@@ -277,8 +278,9 @@ def axes_mistakes(grid: Grid) -> Iterator[Mistake]:
 
 
 def numbers(span: Mapping[str, Any]) -> bool:
-    low, high = span.get("low"), span.get("high")
-    return all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high)) and low < high
+    ends = [span.get("low"), span.get("high")]
+    found = [end for end in ends if isinstance(end, int | float) and not isinstance(end, bool)]
+    return len(found) == 2 and found[0] < found[1]
 
 
 def searched(grid: Grid) -> dict[str, Any]:

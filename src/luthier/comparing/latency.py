@@ -5,6 +5,8 @@ A decoder takes a step of decoding for one text, the way `generate` does; an enc
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +16,10 @@ from luthier.anatomy.merge import merge
 from luthier.comparing.shared import over
 from luthier.core.reader import Reader, Sampling
 from luthier.core.transformer import Net
+from luthier.report import read_json
+from luthier.run import Run, prepare
 from luthier.sources.model import Model
+from luthier.training import folder as folders
 
 BEFORE = 64  # tokens of the text before a decoder's step, at most
 TEXTS, TOKENS = 8, 32  # of an encoder's pass
@@ -31,6 +36,16 @@ def measure(model: Model) -> dict[str, float | None]:
     if nets["base"] is None:  # all of it was trained, nothing added
         found["base"] = found["unmerged"]
     return {name: found.get(name) for name in ("base", "unmerged", "merged")}
+
+
+def of_folder(folder: Path) -> None:
+    """Measures the model of a finished run, and writes it into its result.json. OSError or ValueError where it cannot be loaded any more."""
+    run, whole = Run.from_yaml(folder / folders.CONFIG), (folder / "model").is_dir()
+    ready = prepare(replace(run, model=str(folder / "model")) if whole else run)
+    if not whole:
+        ready.attached.load(folder / "adapter")
+    path = folder / folders.RESULT
+    folders.write_json(path, read_json(path, {}) | {"latency": measure(ready.model)})
 
 
 def copied(net: Net) -> Net:

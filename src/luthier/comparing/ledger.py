@@ -12,6 +12,17 @@ from luthier.training.folder import RESULT, write_json
 FILE = "grid.json"
 
 
+def check(folder: Path, resume: bool) -> None:
+    """Refuses to write over something, or to resume what is no grid."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; output must be a folder")
+    used = folder.is_dir() and any(folder.iterdir())
+    if used and not resume:
+        raise FileExistsError(f"{folder} is not empty; go on there with --resume, or choose another output")
+    if used and not (folder / FILE).is_file():
+        raise FileNotFoundError(f"{folder} is not the folder of a grid ({FILE} is missing); choose another output")
+
+
 @dataclass
 class Ledger:
     """The cells in their order, each with its entry."""

@@ -106,9 +106,9 @@ class Lower:
         mask = context.mask
         told = f"{self.name} {x.dtype} {tuple(x.shape)} {mask.causal} {mask.lengths} {mask.prompts} {mask.window}"
         digest = hashlib.blake2b(told.encode(), digest_size=16)
-        digest.update(memoryview(x.detach().contiguous().cpu().flatten().view(torch.uint8).numpy()))
+        digest.update(x.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
         if drawing:
-            digest.update(memoryview(torch.get_rng_state().numpy()))
+            digest.update(torch.get_rng_state().numpy())  # type: ignore[arg-type]
         return digest.digest()
 
 

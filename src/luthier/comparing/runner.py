@@ -7,6 +7,7 @@ checkpoints, failed ones are tried again.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -14,7 +15,7 @@ from luthier.comparing import cluster
 from luthier.comparing.cluster import Cluster
 from luthier.comparing.display import Display
 from luthier.comparing.grid import Cell, Grid, made, metric_of, read_grid, searched
-from luthier.comparing.ledger import FILE, Ledger
+from luthier.comparing.ledger import Ledger, check
 from luthier.comparing.page import write
 from luthier.comparing.processes import Processes
 from luthier.comparing.read import read
@@ -58,17 +59,6 @@ def go(grid: Grid, cells: Sequence[Cell], resume: bool = False, console: Console
     return found
 
 
-def check(folder: Path, resume: bool) -> None:
-    """Refuses to write over something, or to resume what is no grid."""
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; output must be a folder")
-    used = folder.is_dir() and any(folder.iterdir())
-    if used and not resume:
-        raise FileExistsError(f"{folder} is not empty; go on there with --resume, or choose another output")
-    if used and not (folder / FILE).is_file():
-        raise FileNotFoundError(f"{folder} is not the folder of a grid ({FILE} is missing); choose another output")
-
-
 def build(grid: Grid, cells: Sequence[Cell], folder: Path) -> Run:
     """The first run, after all of them were made with their plug-ins. ValueError with everything that is wrong with any of them."""
     runs, wrong = [], []
@@ -78,13 +68,17 @@ def build(grid: Grid, cells: Sequence[Cell], folder: Path) -> Run:
             search = Search(grid, cell, folder) if lists and cell.seed == grid.seeds[0] else None
             for point in (search.points if search else None) or [{}]:
                 runs.append(cell.run(folder, point))
-                make("tuning", runs[-1].tuning), make("objectives", runs[-1].objective)
-                [make("evaluation", each) for each in runs[-1].evaluation]
+                for shelf, value in parts_of(runs[-1]):
+                    make(shelf, value)
         except ValueError as error:
             wrong.append(f"{cell.method}: {error}")
     if wrong:
         raise ValueError("\n".join(dict.fromkeys(wrong)))
     return runs[0]
+
+
+def parts_of(run: Run) -> list[tuple[str, Any]]:
+    return [("tuning", run.tuning), ("objectives", run.objective), *(("evaluation", each) for each in run.evaluation)]
 
 
 @dataclass
