@@ -1,4 +1,4 @@
-"""The examples run from end to end, two steps of each."""
+"""The examples run from end to end, a few steps of each."""
 
 import importlib.util
 import json
@@ -50,5 +50,5 @@ def test_digits_are_told_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     pytest.importorskip("sklearn")
     digits = example("digits")
     monkeypatch.setattr(digits, "FOLDER", tmp_path)
-    digits.main(steps=2)
+    digits.main(steps=4)
     assert (tmp_path / "digits.png").is_file()
