@@ -6,6 +6,7 @@ B rows, T tokens, virtual ones included
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -18,4 +19,20 @@ class Text:
     lengths: tuple[int, ...] | None = None
 
 
-TEXT: ContextVar[Text | None] = ContextVar("text", default=None)
+class _AtHand:
+    """A context variable, which no compiler takes into its graph: there nothing is kept, and who needs it is told."""
+
+    def __init__(self) -> None:
+        self._text: ContextVar[Text | None] = ContextVar("text", default=None)
+
+    def set(self, text: Text) -> None:
+        if not torch.compiler.is_compiling():
+            self._text.set(text)
+
+    def get(self) -> Text | None:
+        if torch.compiler.is_compiling():
+            raise RuntimeError("gates, splits and routes that look at a token's place in its text are not compiled; run the net as it is")
+        return self._text.get()
+
+
+TEXT = _AtHand()
