@@ -7,6 +7,7 @@ from scipy import stats
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from luthier.core import scores as change
+from luthier.core.attention import attend
 from luthier.core.decode import Decoder, decodable
 from luthier.core.generate import choose, generate_ids, stream_ids
 from luthier.core.names import export_state
@@ -176,6 +177,8 @@ def test_the_decoder_carries_low_rank_terms_and_leaves_other_nets_to_the_plain_p
         assert generate_ids(net, prompts(5, 5), GREEDY) == before
     assert not decodable(pair("gpt2")[0])
     net.blocks[1].attn.window = 4
+    assert decodable(net)
+    net.blocks[1].attn.attend = lambda *inputs: attend(*inputs)
     assert not decodable(net)
 
 

@@ -102,6 +102,10 @@ def _padded(
     if prefix is None and mask.plain and prompt_B is None and bias is None and (not mask.causal or queries == keys or queries == 1):
         causal = mask.causal and queries > 1
         return F.scaled_dot_product_attention(q, k, v, None, dropout, causal, scale=scale, enable_gqa=grouped)
+    if prefix is None and bias is not None and not bias.requires_grad and not torch.compiler.is_compiling():
+        full, blind = _folded(bias, mask, queries, keys, prompt_B)
+        out = F.scaled_dot_product_attention(q, k, v, full, dropout, scale=scale, enable_gqa=grouped)
+        return out if blind is None else out.masked_fill(blind, 0.0)
     allow = mask.matrix(queries, keys, q.device, prompt_B)
     if prefix is not None:
         k, v = (torch.cat([before.to(x.dtype).expand(x.shape[0], -1, -1, -1), x], 2) for before, x in zip(prefix, (k, v), strict=True))
@@ -115,6 +119,24 @@ def _padded(
     full = allow if bias is None else bias.masked_fill(~allow, float("-inf"))
     out = F.scaled_dot_product_attention(q, k, v, full, dropout, scale=scale, enable_gqa=grouped)
     return out.masked_fill(~sighted, 0.0)
+
+
+def _folded(bias: Tensor, mask: Mask, queries: int, keys: int, prompt_B: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The bias with minus infinity where nothing may be seen, and which queries see nothing at all (None: there are none).
+
+    Every layer adds the same one (ALiBi's): it is made once and kept at the bias, for as long as that lives.
+    """
+    kept = getattr(bias, "folded", None)
+    if kept is not None and kept[0] is mask:
+        return kept[1:]
+    allow = mask.matrix(queries, keys, bias.device, prompt_B)
+    if allow is None:
+        return bias, None
+    sighted = allow.any(-1, keepdim=True)
+    blind = None if sighted.all() else ~sighted
+    full = bias.masked_fill(~(allow if blind is None else allow | blind), float("-inf"))
+    bias.folded = mask, full, blind  # type: ignore[attr-defined]
+    return full, blind
 
 
 def _packed(

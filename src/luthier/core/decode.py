@@ -1,4 +1,4 @@
-"""One token a step through a pre-norm rotary transformer, with as few operators as possible. The plain path, `net.hidden`, is its oracle.
+"""One token a step through a pre-norm transformer, rotary or with ALiBi, with as few operators as possible. The plain path, `net.hidden`, is its oracle.
 
 q, k and v are one product, gate and up another; the queries of a group stand where a sequence's would, so that no key is copied and no
 mask is needed; additions go into the residual in place. Nets of other parts (or with adapters that are more than low-rank terms) are
@@ -16,8 +16,9 @@ from luthier.core.attention import Attention, attend
 from luthier.core.block import PreNorm
 from luthier.core.cache import Cache
 from luthier.core.fan import Adapted, LowRankTerm
-from luthier.core.feedforward import GatedFeedForward
-from luthier.core.heads import LanguageHead
+from luthier.core.feedforward import FeedForward, GatedFeedForward
+from luthier.core.heads import LanguageHead, NormHead
+from luthier.core.position import ALiBi
 from luthier.core.product import Product, product, quantised, with_terms
 from luthier.core.quantise import quantise
 from luthier.core.transformer import Net, Transformer
@@ -33,7 +34,8 @@ class Layer:
     qkv: Product
     out: Product
     ffn_norm: nn.Module
-    gate_up: Product
+    gate_up: Product  # gate, then up; up alone where there is no gate
+    gated: bool
     act: Callable[[Tensor], Tensor]
     down: Product
     heads: int
@@ -41,6 +43,7 @@ class Layer:
     scale: float | None
     q_norm: nn.Module | None
     k_norm: nn.Module | None
+    window: int | None
 
 
 class Decoder:
@@ -53,6 +56,7 @@ class Decoder:
         head = net.heads["lm"]
         assert isinstance(head, LanguageHead)
         self.transform, self.head = head.transform, self._fan(head.out)
+        self.groups = self.layers[0].kv_heads
 
     def __call__(self, ids_B: Tensor, cache: Cache) -> Tensor:
         """Scores (B, V) of the token after these, which follow what the cache holds; it then holds them too."""
@@ -60,27 +64,47 @@ class Decoder:
         net.check(ids_B[:, None], None, cache)
         place = cache.begin(self.rows, 1).to(ids_B.device)
         x_BD = net.embed(ids_B[:, None], place, None)[:, 0]
-        cos, sin, _ = net.rotary(place, x_BD.dtype)  # type: ignore[misc]
-        cos_B1K, sin_B1K = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
-        seen = None if cache.keys is None else cache.keys[:, None, None]
+        turn = None
+        if net.rotary is not None:
+            cos, sin, _ = net.rotary(place, x_BD.dtype)
+            turn = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+        seen = self._seen(cache, x_BD)
         for i, layer in enumerate(self.layers):
-            x_BD.add_(layer.out(self._attention(layer, layer.attn_norm(x_BD), cos_B1K, sin_B1K, seen, cache, i)))
-            gate, up = layer.gate_up(layer.ffn_norm(x_BD)).chunk(2, -1)
-            x_BD.add_(layer.down(layer.act(gate).mul_(up)))
+            x_BD.add_(layer.out(self._attention(layer, layer.attn_norm(x_BD), turn, seen, cache, i)))
+            inner = layer.gate_up(layer.ffn_norm(x_BD))
+            if layer.gated:
+                gate, up = inner.chunk(2, -1)
+                x_BD.add_(layer.down(layer.act(gate).mul_(up)))
+            else:
+                x_BD.add_(layer.down(layer.act(inner)))
         return self.head(self.transform(net.norm(x_BD)))
 
-    def _attention(self, layer: Layer, x_BD: Tensor, cos: Tensor, sin: Tensor, seen: Tensor | None, cache: Cache, i: int) -> Tensor:
+    def _seen(self, cache: Cache, like: Tensor) -> Tensor | None:
+        """Which keys are real, or what is added to their scores, for all layers: (1 or B, 1 or G, 1 or H / G, S)."""
+        real = None if cache.keys is None else cache.keys[:, None, None]
+        if self.net.relative is None:
+            return real
+        bias_BH1S = self.net.relative(1, cache.length, like.device, cache.keys).to(like.dtype)
+        bias = bias_BH1S.squeeze(2).unflatten(1, (self.groups, -1))
+        return bias if real is None else bias.masked_fill(~real, float("-inf"))
+
+    def _attention(
+        self, layer: Layer, x_BD: Tensor, turn: tuple[Tensor, Tensor] | None, seen: Tensor | None, cache: Cache, i: int
+    ) -> Tensor:
         heads, groups = layer.heads, layer.kv_heads
         y = layer.qkv(x_BD).view(self.rows, heads + 2 * groups, -1)
         width = y.shape[-1]
         if layer.q_norm is not None and layer.k_norm is not None:
             y[:, :heads], y[:, heads : heads + groups] = layer.q_norm(y[:, :heads]), layer.k_norm(y[:, heads : heads + groups])
-        turned = y[:, : heads + groups]
-        halves = turned.roll(width // 2, -1)
-        turned.mul_(cos).addcmul_(halves, sin)
+        if turn is not None:
+            turned = y[:, : heads + groups]
+            halves = turned.roll(width // 2, -1)
+            turned.mul_(turn[0]).addcmul_(halves, turn[1])
         kv = cache.room(i, y[:, :groups, None], cache.length - 1)
         kv.select(3, cache.length - 1).copy_(y[:, heads:].view(self.rows, 2, groups, width).transpose(0, 1))
-        k_BGSK, v_BGSK = kv[:, :, :, : cache.length].unbind(0)
+        first = 0 if layer.window is None else max(0, cache.length - layer.window)
+        k_BGSK, v_BGSK = kv[:, :, :, first : cache.length].unbind(0)
+        seen = seen if seen is None or not first else seen[..., first:]
         q = y[:, :heads].view(self.rows, groups, heads // groups, width)
         return F.scaled_dot_product_attention(q, k_BGSK, v_BGSK, seen, scale=layer.scale).reshape(self.rows, heads * width)
 
@@ -89,7 +113,8 @@ class Decoder:
         fan = self._fan
         return Layer(
             attn_norm=block.attn_norm, qkv=fan(attn.q, attn.k, attn.v), out=fan(attn.o), ffn_norm=block.ffn_norm,  # type: ignore[arg-type]
-            gate_up=fan(ffn.gate, ffn.up), act=ffn.act, down=fan(ffn.down),  # type: ignore[arg-type]
+            gate_up=fan(ffn.gate, ffn.up) if isinstance(ffn, GatedFeedForward) else fan(ffn.up), gated=isinstance(ffn, GatedFeedForward),  # type: ignore[arg-type]
+            act=ffn.act, down=fan(ffn.down), window=attn.window,  # type: ignore[arg-type]
             heads=attn.heads, kv_heads=attn.kv_heads, scale=attn.scale, q_norm=attn.q_norm, k_norm=attn.k_norm,  # type: ignore[arg-type]
         )  # fmt: skip
 
@@ -108,9 +133,9 @@ class Decoder:
 
 def decodable(net: Net) -> bool:
     """Whether Decoder knows every part of this net, as it stands now (adapters and hooks included)."""
-    if type(net) is not Transformer or not net.causal or net.relative is not None or "lm" not in net.heads:
+    if type(net) is not Transformer or not net.causal or "lm" not in net.heads:
         return False
-    if net.rotary is None or not net.rotary.plain:
+    if (type(net.relative) is not ALiBi) if net.rotary is None else (net.relative is not None or not net.rotary.plain):
         return False
     if net.training or any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
         return False
@@ -122,20 +147,23 @@ def _known(block: nn.Module) -> bool:
     if (
         type(block) is not PreNorm
         or type(block.attn) is not Attention
-        or type(block.ffn) is not GatedFeedForward
+        or type(block.ffn) not in (FeedForward, GatedFeedForward)
         or block.cross is not None
     ):
         return False
     attn, ffn = block.attn, block.ffn
-    sites = [_stated(module) for module in (attn.q, attn.k, attn.v, attn.o, ffn.gate, ffn.up, ffn.down)]
-    same = [[site[0].bias is None for site in group if site] for group in (sites[:3], sites[4:6])]
-    return attn.attend is attend and attn.window is None and None not in sites and all(len(set(group)) == 1 for group in same)
+    gates = (ffn.gate,) if isinstance(ffn, GatedFeedForward) else ()
+    sites = [_stated(module) for module in (attn.q, attn.k, attn.v, attn.o, *gates, ffn.up, ffn.down)]  # type: ignore[arg-type]
+    same = [[site[0].bias is None for site in group if site] for group in (sites[:3], sites[4:-1])]
+    return attn.attend is attend and None not in sites and all(len(set(group)) == 1 for group in same)
 
 
 def _stated(module: nn.Module) -> Stated | None:
     """A projection and the low-rank terms around it; None where it must be called as it is."""
     if isinstance(module, Adapted):
         return module.low_rank()
+    if type(module) is NormHead:
+        return module.fixed(), []
     return (module, []) if type(module) is nn.Linear else None
 
 

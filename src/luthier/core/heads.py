@@ -3,7 +3,9 @@
 N rows of any leading shape, D width, V vocabulary, L labels
 """
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from luthier.core import feedforward
 from luthier.core.feedforward import ACTIVATIONS
@@ -27,6 +29,25 @@ class LanguageHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.out(self.transform(hidden))
+
+
+class NormHead(nn.Module):
+    """Scores by direction alone: x W^T with every row of W brought to length 1. No projection: what is added to its output is not in W."""
+
+    def __init__(self, width: int, vocab: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab, width))
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, F.normalize(self.weight))
+
+    @torch.no_grad()
+    def fixed(self) -> nn.Linear:
+        """The same scores as one product, with the weight of this moment."""
+        out = nn.Linear(self.weight.shape[1], self.weight.shape[0], bias=False, device="meta")
+        out.weight = nn.Parameter(F.normalize(self.weight), requires_grad=False)
+        return out
 
 
 class Activation(nn.Module):

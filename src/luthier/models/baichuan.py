@@ -9,11 +9,8 @@ Baichuan-7B is saved as the LLaMA that it is, so that everyone can read it.
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 from luthier.core.attention import Attention
+from luthier.core.heads import NormHead
 from luthier.core.names import Name
 from luthier.core.position import ALiBi, Rotary
 from luthier.core.transformer import Transformer
@@ -124,15 +121,3 @@ class Baichuan:
     def aliases(self, name: str) -> str | None:
         """The name under which we know a stored tensor; None for buffers that old files hold."""
         return None if name.endswith("alibi_mask") else llama_alias(name)
-
-
-class NormHead(nn.Module):
-    """Scores by direction alone: x W^T with every row of W brought to length 1. No projection: what is added to its output is not in W."""
-
-    def __init__(self, width: int, vocab: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab, width))
-        nn.init.normal_(self.weight, std=0.02)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, F.normalize(self.weight))
