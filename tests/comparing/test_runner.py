@@ -253,6 +253,13 @@ def test_more_points_than_trials_are_sampled_alike_for_every_method(tmp_path: Pa
     assert points[0] == points[1] and len(points[0]) == 2
 
 
+def test_where_every_trial_fails_the_cells_say_so(tmp_path: Path) -> None:
+    methods = {"lora": {"kind": "lora", "roles": ["cross.q"]}, "full": "full"}
+    found = compare(write_grid(tmp_path, methods=methods, search={"training.rate": [1e-3, 1e-2]}))
+    assert [method.name for method in found.methods] == ["full"]
+    assert (found.failed[0].error or "").startswith("every trial of the search failed: no block of")
+
+
 def test_a_search_over_a_range_asks_for_optuna(tmp_path: Path) -> None:
     if importlib.util.find_spec("optuna"):
         pytest.skip("optuna is installed")

@@ -156,6 +156,8 @@ class Work:
                 why = "; ".join(dict.fromkeys(str(trial.get("error")) for trial in search.trials))
                 failed = {"state": "failed", "error": f"every trial of the search failed: {why}"} if chosen is None else {}
                 self.ledger.note(cell, trials=search.trials, chosen=chosen, **failed)
+                if failed:
+                    display.end(cell.name, f"failed: {failed['error']}")
 
     def do(self, jobs: Sequence[Job], stepped: Stepped, ended: Ended) -> None:
         if self.grid.ray:
