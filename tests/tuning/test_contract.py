@@ -31,9 +31,11 @@ VARIANTS = {
     "compacter": [{"reduction": 8, "summands": 2}],
     "mad_x": [{"reduction": 4, "act": "gelu"}],
     "adapter_fusion": [{"adapters": {key: {"kind": "adapter", "width": 4, "start": 0.3, "norms": False} for key in ("a", "b")}}],
+    "mam": [{"length": 3, "hidden": 8, "width": 4, "act": "gelu"}],
+    "unipelt": [{"length": 3, "hidden": 8, "rank": 2, "reduction": 8, "act": "gelu"}],
     "ia3": [{}, {"roles": ("q", "o", "up"), "inner": (), "also_train": ("embed",)}],
 }
-ANEW = ("prefix", "p_tuning_v2", "prompt", "p_tuning", "adapter_fusion")  # what they add is seen from the first step, as in their papers
+ANEW = ("prefix", "p_tuning_v2", "prompt", "p_tuning", "adapter_fusion", "mam", "unipelt")  # what they add is seen from the first step, as in their papers
 ALONE = {"bloom"}  # transformers models that compute their attention by themselves: no prefix stands before their keys
 SHELF = [name for name in lookup.names("tuning") if name != "features"]  # features reads frozen states and trains no part of the model
 CASES = [(name, fields) for name in SHELF for fields in VARIANTS.get(name, [{}])]
@@ -62,14 +64,14 @@ def start(kind: str, method: str, fields: dict) -> tuple[nn.Module, Attached]:
         torch.manual_seed(0)  # two copies of a model fuse the same adapters
         only = {"after": ["attn"]} if kind == "mixtral" else {}
         fields = {"adapters": {name: section | only for name, section in fields["adapters"].items()}}
-    if method == "mad_x" and kind == "mixtral":
+    if method in ("mad_x", "mam", "unipelt") and kind == "mixtral":
         with pytest.raises(ValueError, match="leave ffn out"):
             attach(anatomy(build(kind)), made(method, fields))
         pytest.skip("refused in words")
     if method == "ia3" and kind == "mixtral":  # its experts are one fused tensor
         fields = {"inner": ()}
     net = build(kind)
-    if method in ("prefix", "p_tuning_v2") and kind in ALONE:
+    if method in ("prefix", "p_tuning_v2", "mam", "unipelt") and kind in ALONE:
         with pytest.raises(ValueError, match="not through transformers' attention registry"):
             attach(anatomy(net), made(method, fields))
         pytest.skip("refused in words")
