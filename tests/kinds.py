@@ -1,6 +1,7 @@
 """Tiny models of many kinds, transformers' and ours, for tests that hold for all of them. Fixed weights; 99 tokens, width 32, 2 layers."""
 
 import copy
+import inspect
 from functools import lru_cache
 
 import pytest
@@ -14,11 +15,22 @@ from luthier.models.albert import ALBERT
 from luthier.models.baichuan import Baichuan
 from luthier.models.bert import BERT
 from luthier.models.bloom import Bloom
+from luthier.models.chatglm import ChatGLM
+from luthier.models.distilbert import DistilBERT
+from luthier.models.electra import ELECTRA
+from luthier.models.ernie import ERNIE
+from luthier.models.glm import GLM
+from luthier.models.gpt import GPT
 from luthier.models.gpt2 import GPT2
+from luthier.models.gpt3 import GPT3
 from luthier.models.llama import Llama
+from luthier.models.qwen import Qwen
 from luthier.models.roberta import RoBERTa
 from luthier.models.t5 import T5
 from luthier.models.transformer import Vaswani
+from luthier.models.transformer_xl import TransformerXL
+from luthier.models.unilm import UniLM
+from luthier.models.xlnet import XLNet
 
 SMALL = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -28,6 +40,7 @@ THEIRS = {
     "mistral": GQA,
     "qwen2": GQA,
     "qwen3": GQA | {"head_dim": 8},
+    "gemma": GQA | {"head_dim": 8},
     "gemma2": GQA | {"head_dim": 8},
     "phi3": GQA,
     "glm4": GQA | {"head_dim": 8},
@@ -58,6 +71,17 @@ OURS = {
     "our roberta": RoBERTa(vocab=99, width=32, layers=2, heads=4, hidden=48),
     "our t5": T5(vocab=99, width=32, layers=2, heads=4, head_width=8, hidden=48),
     "our transformer": Vaswani(vocab=99, width=32, layers=2, decoder_layers=2, heads=4, hidden=48, positions=64),
+    "our transformer-xl": TransformerXL(vocab=99, width=32, layers=2, heads=4, head_width=8, hidden=48, cuts=(30, 60), divide=2, memory=64),
+    "our xlnet": XLNet(vocab=99, width=32, layers=2, heads=4, hidden=48),
+    "our gpt": GPT(vocab=99, width=32, layers=2, heads=4),
+    "our gpt3": GPT3(vocab=99, width=32, layers=2, heads=4, hidden=48, windows=(0, 3)),
+    "our qwen": Qwen(vocab=99, width=32, layers=2, heads=4, hidden=48),
+    "our glm4": GLM(vocab=99, width=32, layers=2, heads=4, kv_heads=2, hidden=48, head_width=8, turned=4, kind="glm4"),
+    "our chatglm": ChatGLM(vocab=99, width=32, layers=2, heads=4, hidden=48, start=2, blanks=(0, 1)),
+    "our distilbert": DistilBERT(vocab=99, width=32, layers=2, heads=4, hidden=48),
+    "our electra": ELECTRA(vocab=99, embed_width=16, width=32, layers=2, heads=4, hidden=48, lm=True, replaced=False),
+    "our ernie": ERNIE(vocab=99, width=32, layers=2, heads=4, hidden=48, tasks=3),
+    "our unilm": UniLM(vocab=99, width=32, layers=2, heads=4, hidden=48),
 }
 KINDS = [*THEIRS, *OURS]
 LESS = (
@@ -77,7 +101,7 @@ LESS = (
     "our bloom",
 )  # what they add is in the long run
 kinds = pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow if kind in LESS else ()) for kind in KINDS])
-NO_BIAS = ("llama", "mistral", "qwen3", "gemma2", "phi3", "mixtral", "t5", "our llama", "our qwen3", "our baichuan", "our t5")
+NO_BIAS = ("llama", "mistral", "qwen3", "gemma", "gemma2", "phi3", "mixtral", "t5", "our llama", "our qwen3", "our baichuan", "our t5")
 
 
 @lru_cache
@@ -94,9 +118,27 @@ def _made(kind: str) -> nn.Module:
     return net.eval()
 
 
-def build(kind: str) -> nn.Module:
+@lru_cache
+def _wide(kind: str, dtype: torch.dtype) -> nn.Module:
+    net = copy.deepcopy(_made(kind)).to(dtype)
+    if kind == "mixtral":
+        net.set_experts_implementation("eager")  # type: ignore[operator]  # the other has no float64
+    return net
+
+
+def build(kind: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A fresh copy, always with the same weights."""
-    return copy.deepcopy(_made(kind))
+    return copy.deepcopy(_made(kind) if dtype == torch.float32 else _wide(kind, dtype))
+
+
+def without_dropout(net: nn.Module) -> nn.Module:
+    """Rates set to zero, so that a model in training says what it says in evaluation."""
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        rates = [name for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)]
+        module.__dict__.update(dict.fromkeys(rates, 0.0))
+    return net
 
 
 def tokens() -> Tensor:
@@ -104,14 +146,20 @@ def tokens() -> Tensor:
     return torch.randint(3, 99, (2, 8), generator=torch.Generator().manual_seed(1))
 
 
-def logits(net: nn.Module) -> Tensor:
-    """(2, 8, vocab)."""
-    ids = tokens()
+def logits(net: nn.Module, ids: Tensor | None = None, mask: Tensor | None = None, decoder_ids: Tensor | None = None) -> Tensor:
+    """(2, 8, vocab), or of other ids with padding on either side; an encoder-decoder writes what it reads, or decoder_ids."""
+    ids = tokens() if ids is None else ids
+    decoder_ids = ids if decoder_ids is None else decoder_ids
     if type(net).__module__.startswith("luthier"):
-        return net(ids, decoder_ids=ids) if isinstance(net, EncoderDecoder) else net(ids)
-    config = net.get_base_model().config if type(net).__module__.startswith("peft") else net.config  # type: ignore[operator, union-attr]
-    pair = {"decoder_input_ids": ids} if config.is_encoder_decoder else {}  # type: ignore[union-attr]
-    return net(input_ids=ids, **pair).logits
+        return net(ids, mask, decoder_ids=decoder_ids) if isinstance(net, EncoderDecoder) else net(ids, mask)
+    module = net.get_base_model() if type(net).__module__.startswith("peft") else net  # type: ignore[operator]
+    extra: dict[str, Tensor] = {} if mask is None else {"attention_mask": mask.long()}
+    if module.config.is_encoder_decoder:  # type: ignore[union-attr]
+        extra["decoder_input_ids"] = decoder_ids
+    elif mask is not None and "position_ids" in inspect.signature(module.base_model.forward).parameters:  # type: ignore[union-attr, arg-type]
+        first = module.config.pad_token_id + 1 if module.config.model_type == "roberta" else 0  # type: ignore[union-attr, operator]
+        extra["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0) + first
+    return net(input_ids=ids, **extra).logits
 
 
 def shake(parameters: dict[str, nn.Parameter], size: float = 0.1) -> None:
