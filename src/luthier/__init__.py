@@ -12,12 +12,13 @@ In Python:
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from luthier.api import Model, Run, generate, load, train, tune
+    from luthier.api import Model, generate, load, train, tune
     from luthier.comparing.grid import Grid
     from luthier.comparing.runner import compare
+    from luthier.run import Run
 
 __all__ = ["Grid", "Model", "Run", "compare", "generate", "load", "train", "tune"]
-HOMES = {"compare": "luthier.comparing.runner", "Grid": "luthier.comparing.grid"}  # the others: luthier.api
+HOMES = {"compare": "luthier.comparing.runner", "Grid": "luthier.comparing.grid", "Run": "luthier.run"}  # the others: luthier.api
 
 
 def __getattr__(name: str) -> Any:

@@ -1,18 +1,22 @@
-"""Luthier from Python: thin functions that call the parts. `import luthier` fetches them when they are used."""
+"""Luthier from Python: thin functions that call the parts. `import luthier` fetches them when they are used.
+
+What only training and tuning need is imported there, so that a model is loaded and asked without it.
+"""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from luthier.run import Result, Run
-from luthier.run import run as run_it
 from luthier.sources.generate import generate_texts
 from luthier.sources.model import Model
-from luthier.tuning import _load, _tune
-from luthier.tuning._attached import Attached
+from luthier.tuning import _load
 
-__all__ = ["Model", "Run", "generate", "load", "train", "tune"]
+if TYPE_CHECKING:
+    from luthier.run import Result, Run
+    from luthier.tuning._attached import Attached
+
+__all__ = ["Model", "generate", "load", "train", "tune"]
 
 
 def load(
@@ -28,12 +32,14 @@ def load(
     return _load.load(source, adapter, dtype, device)
 
 
-def tune(model: Any, method: Any, **fields: Any) -> Attached:
+def tune(model: Any, method: Any, **fields: Any) -> "Attached":
     """Freezes the model and attaches a method by its name and fields: tune(model, "lora", rank=8). A transformers model object is taken as it is.
 
     What it returns holds the trainable parameters (`parameters`, by name) and saves them (`save`). ValueError for a field or role that
     does not fit; the model is then as it was.
     """
+    from luthier.tuning import _tune
+
     return _tune.tune(model if isinstance(model, Model) else load(model), method, **fields)
 
 
@@ -43,14 +49,18 @@ def generate(model: Model, prompts: Any, max_tokens: int = 128, temperature: flo
     prompts: one or several; a string is continued as it stands, a conversation (a list of {"role": ..., "content": ...}) is written by
     the model's chat template. max_tokens: new tokens at most. temperature: 0 takes the likeliest token. options: top_k, top_p,
     repetition_penalty, min_tokens, samples, beams, length_penalty, stop, seed, generator, int8, template; of models that fill in masks
-    (diffusion_lm) steps, block, remasking, guidance, samples and the last five. ValueError for settings that do not fit and for prompts that are empty or too long.
+    (diffusion_lm) steps, block, remasking, guidance, samples and the last five. ValueError for settings that do not fit and for prompts
+    that are empty or too long.
     """
     return generate_texts(model, prompts, max_tokens, temperature, **options)
 
 
-def train(run: Run | str | Path) -> Result:
+def train(run: "Run | str | Path") -> "Result":
     """Does what a run file, or a Run made in Python, says; its folder holds everything afterwards.
 
     ValueError or OSError for what is wrong with the input, luthier.config.RunFailed when the run itself fails.
     """
+    from luthier.run import Run
+    from luthier.run import run as run_it
+
     return run_it(run if isinstance(run, Run) else Run.from_yaml(run))

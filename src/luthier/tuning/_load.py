@@ -7,8 +7,6 @@ import torch
 
 from luthier.sources.load import load_model
 from luthier.sources.model import Model
-from luthier.tuning import features
-from luthier.tuning._read import load_adapter
 
 
 def load(
@@ -22,7 +20,10 @@ def load(
 
 
 def put_on(model: Model, folder: Path) -> None:
-    """Attaches the adapter of a folder, at work and not trainable."""
+    """Attaches the adapter of a folder, at work and not trainable. Its readers are imported here: most models are loaded without one."""
+    from luthier.tuning import features
+    from luthier.tuning._read import load_adapter
+
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; an adapter is a folder with adapter_config.json and adapter_model.safetensors")
     if features.is_saved_in(folder):
