@@ -79,7 +79,7 @@ class Shared:
 
     bases: dict[str, Base] = field(default_factory=dict)
     known: Known = field(default_factory=Known)
-    start: int = 0  # bytes that the process held before the first base
+    start: int = 0  # bytes that the process holds besides the first base, once that is loaded
     streams: dict[str, Stream] = field(default_factory=dict)
     objectives: dict[str, Any] = field(default_factory=dict)
 
@@ -128,10 +128,11 @@ class Shared:
         for key in (alike, f"{alike} {config.seed}"):
             if key in self.bases:
                 return self.bases[key]
-        self.start = self.start or (memory.held() if memory.known() else 0)
         random.seed_all(config.seed)
         before = torch.get_rng_state()
         model = base(config)
+        if memory.known() and not self.start:
+            self.start = max(0, memory.held() - sum(value.nbytes for value in model.net.parameters()))
         drawn = None if torch.equal(before, torch.get_rng_state()) else random.state()
         self.bases[alike if drawn is None else f"{alike} {config.seed}"] = Base(model, drawn)
         return self.base(config)
