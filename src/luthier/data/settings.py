@@ -2,7 +2,21 @@
 
 from dataclasses import dataclass
 
-FORMS = ("messages", "sharegpt", "alpaca", "prompt", "translation", "text", "lines", "labelled", "scored", "tags", "extract", "choices", "captions")
+FORMS = (
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "prompt",
+    "translation",
+    "text",
+    "lines",
+    "labelled",
+    "scored",
+    "tags",
+    "extract",
+    "choices",
+    "captions",
+)
 
 
 @dataclass(frozen=True)
