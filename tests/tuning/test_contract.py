@@ -570,7 +570,7 @@ def test_a_wrapped_model_runs_its_blocks_again_under_the_adapters_of_their_batch
         for parameter in attached.parameters.values():
             parameter.requires_grad_(True)
     runs, calls = [], []
-    body.blocks[0].register_forward_hook(lambda *_: calls.append(None))
+    body.find("attn_norm", layers=0)[0].module.register_forward_pre_hook(lambda *_: calls.append(None))
     both = first.parameters | {f"other.{name}": parameter for name, parameter in other.parameters.items()}
     for again in (False, True):
         net.train()

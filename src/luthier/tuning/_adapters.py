@@ -179,7 +179,7 @@ class ReadLibrary(Reading):
             wanted = {}
             for name in attached.parameters:
                 path, matrix, parameter = name.rsplit(".", 2)
-                stem = stems.get(of_path.get(path, path), path)
+                stem = stems.get(of_path.get(path) or path, path)
                 wanted[name] = f"{stem}.adapter_fusion_layer.{self.its_name}.{matrix}.{parameter}"
             self._fill(attached, wanted)
         except BaseException:
