@@ -64,7 +64,7 @@ ALONE = "not through transformers' attention registry"
 REFUSED: dict[tuple[str, str], str] = (
     {("bitfit", kind): "has no bias: bitfit has nothing to train" for kind in NO_BIAS}
     | {(name, "bloom"): ALONE for name in ("prefix", "p_tuning_v2", "mam", "unipelt")}
-    | {(name, "mixtral"): "leave ffn out of `after`" for name in ("adapter", "adapter_fusion", "compacter", "mad_x")}
+    | {(name, "mixtral"): "leave ffn out of `after`" for name in ("adapter", "adapter_fusion", "compacter", "mad_x", "mam", "unipelt")}
     | {("ia3", "mixtral"): "has the role"}  # its experts are one fused tensor
     | {(name, "our chatglm"): "finds the places of its tokens by itself" for name in ("prompt", "p_tuning")}
     | {("mad_x", "our transformer-xl"): "has several tables of vectors: nothing invertible fits"}
@@ -73,7 +73,7 @@ REFUSED: dict[tuple[str, str], str] = (
 UNMIXED: dict[tuple[str, int, str], str] = {
     ("freeze", 0, kind): "what one output gives to all rows"
     for kind in ("t5", "our transformer-xl", "our xlnet")  # scores and projections of distances
-}
+} | {("freeze", 0, "mixtral"): "gives several tensors at once"}  # its router
 
 LATE = made("lora", {"also_train": ("nonsense",)})  # fails when its terms are attached
 
@@ -217,8 +217,12 @@ def it_does_something(cell: Cell) -> None:
 def every_element_of_every_new_parameter_has_a_gradient(cell: Cell) -> None:
     """On a text with every token. Elements that have none by algebra are those of NONE, neither more nor fewer."""
     ids = torch.cat([torch.randperm(99, generator=torch.Generator().manual_seed(4)), torch.arange(13)]).view(4, 28)
-    with smooth(cell.net):
-        found = grads(cell.net, cell.attached, ids=ids)
+    net, attached = cell.net, cell.attached
+    if cell.said.dtype == torch.float32:
+        net, attached = copy.deepcopy((net, attached))
+        net.double()
+    with smooth(net):
+        found = grads(net, attached, ids=ids)
     most = max(float(grad.abs().max()) for grad in found.values())
     dead = {name: grad.abs() <= 1e-13 * most for name, grad in found.items()}
     wrong = {name: int((mask != without_gradient(cell, name, mask)).sum()) for name, mask in dead.items()}
@@ -353,7 +357,7 @@ def plain_attention_is_sdpa(cell: Cell) -> None:
             near(logits(cell.net), cell.said)
         return
     net: Any = cell.net
-    if net.config._attn_implementation == "eager":  # gemma2 has no other
+    if net.config._attn_implementation.endswith("eager"):  # gemma2 has no other
         return
     net.set_attn_implementation("eager")
     got = logits(net)

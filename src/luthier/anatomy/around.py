@@ -138,7 +138,7 @@ class Around(Adapted):
             return self._run(shares[0][1], x, args, kwargs)
         out = self._run((), x, args, kwargs)
         for mine, names in shares:
-            mine = of_tokens(self._listed(mine.to(out.device), out), out.shape)
+            mine = of_tokens(self._listed(mine, out), out.shape)
             out = torch.where(mine.view(*mine.shape, *[1] * (out.dim() - 2)), self._run(names, x, args, kwargs), out)
         return out
 
@@ -148,6 +148,7 @@ class Around(Adapted):
             raise ValueError(
                 f"{type(self.base).__name__} gives several tensors at once, so no row of a batch can take its own adapter there"
             )
+        mine = mine.to(out.device)
         if self.listed and out.dim() == 2 and len(out) % len(mine) == 0 and mine.shape[1] in (1, len(out) // len(mine)):
             return mine.expand(-1, len(out) // len(mine)).reshape(-1, 1)
         return mine
