@@ -182,7 +182,7 @@ def main() -> None:
 Sources: {ROWS} rows each, {STEPS} steps of {EACH} rows for an adapter (Pfeiffer's, reduction 16); MT-A trains base (rate {BASE:g}) and adapters by
 turns, {STEPS} steps a task. Targets: {STEPS} steps of {EACH} rows, {TESTED} test rows (of mr none that a source task trained on), seeds
 {", ".join(map(str, SEEDS))}. Accuracy in percent, mean ± standard error over seeds; differences in points with 95 % intervals by the bootstrap
-over test rows. Budget: one core, shared, about 25 minutes.
+over test rows. Budget: a fifth of a core for forty minutes.
 
 {chr(10).join(lines)}
 """

@@ -119,7 +119,7 @@ def test_a_model_is_pre_trained_then_its_frozen_states_and_word_vectors_teach_a_
     saved = load_model(str(tmp_path / "pretrained"))
     assert saved.net.config.vocab == len(words) + 3 and len(saved.net.spelling) == len(words) + 3
     tagged = run(
-        tmp_path, "tagged", model=str(tmp_path / "pretrained"), objective={"kind": "tag"}, 
+        tmp_path, "tagged", model=str(tmp_path / "pretrained"), objective={"kind": "tag"},
         tuning={"kind": "features", "vectors": 4, "cache": str(tmp_path / "cache")},
         data={"path": str(tmp_path / "tags.jsonl"), "length": 32, "held_out": 10}, training={"steps": 40, "rows": 16, "rate": 0.05},
     )  # fmt: skip

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from luthier.anatomy.around import Adapter, Around, OnRows, Switch, Values
 from luthier.anatomy.table import transposed, values_of
 
-
 LISTED = ("opt",)  # transformers models whose feed-forward takes the tokens of all rows as one list
 
 

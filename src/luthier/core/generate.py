@@ -40,7 +40,8 @@ def stream_ids(
     """At every step the next token of each row, None for rows that have ended (an end token is given out once).
 
     Rows are prompts, each `samples` times in turn. memory: of one prompt, holding what the net has read before. fast: by the decoder
-    with the fewest operators, where it knows the net. images (N, C, Y, X): the prompts' pictures, for a net that sees. ValueError for an empty prompt or one beyond the model's positions.
+    with the fewest operators, where it knows the net. images (N, C, Y, X): the prompts' pictures, for a net that sees. ValueError for an
+    empty prompt or one beyond the model's positions.
     """
     check(net, prompts, memory)
     device = next(net.parameters()).device

@@ -87,7 +87,9 @@ class Part:
         """Takes a share of the rows that are left, one at least, away from training and returns them."""
         count = max(1, round(share * len(self.train)))
         if count >= len(self.train):
-            raise ValueError(f"{self.rows.path}: data.validation={share} takes {count} of {len(self.train)} rows, which leaves none to train on")
+            raise ValueError(
+                f"{self.rows.path}: data.validation={share} takes {count} of {len(self.train)} rows, which leaves none to train on"
+            )
         chosen = np.sort(_rng(seed, "validation").permutation(self.train)[:count])
         self.train = np.setdiff1d(self.train, chosen)
         return [self[int(index)] for index in chosen]

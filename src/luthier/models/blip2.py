@@ -7,7 +7,6 @@ B pictures or texts, S states of a picture, Q queries, T tokens, D width of the 
 """
 
 import math
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
