@@ -217,14 +217,14 @@ def it_does_something(cell: Cell) -> None:
 def every_element_of_every_new_parameter_has_a_gradient(cell: Cell) -> None:
     """On a text with every token. Elements that have none by algebra are those of NONE, neither more nor fewer."""
     ids = torch.cat([torch.randperm(99, generator=torch.Generator().manual_seed(4)), torch.arange(13)]).view(4, 28)
-    net, attached = cell.net, cell.attached
+    net, attached = cell.net, cell.attached  # bloom's softmax is float32 all the same
     if cell.said.dtype == torch.float32:
         net, attached = copy.deepcopy((net, attached))
         net.double()
     with smooth(net):
         found = grads(net, attached, ids=ids)
     most = max(float(grad.abs().max()) for grad in found.values())
-    dead = {name: grad.abs() <= 1e-13 * most for name, grad in found.items()}
+    dead = {name: grad.abs() <= (1e-8 if cell.kind == "bloom" else 1e-13) * most for name, grad in found.items()}
     wrong = {name: int((mask != without_gradient(cell, name, mask)).sum()) for name, mask in dead.items()}
     assert not any(wrong.values()), {name: (n, int(dead[name].sum()), tuple(dead[name].shape)) for name, n in wrong.items() if n}
 
