@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 import tiny
 from luthier.cli.main import app
-from luthier.comparing.grid import Grid, made, read_grid
+from luthier.comparing.grid import Grid
+from luthier.comparing.grid_file import made, read_grid
 from luthier.comparing.runner import compare
 from tinygrid import write_grid
 from tinyrun import write_rows

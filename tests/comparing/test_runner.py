@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 import luthier
 from luthier.comparing import turns
-from luthier.comparing.grid import Cell, Grid, read_grid
+from luthier.comparing.grid import Cell, Grid
+from luthier.comparing.grid_file import read_grid
 from luthier.comparing.runner import compare
 from luthier.config import RunFailed
 from luthier.run import Run, base, run

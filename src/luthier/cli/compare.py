@@ -28,7 +28,7 @@ def compare(
             raise ValueError(
                 "--metric, --report and --latency are for finished runs; a grid has `metric`, `output` and `latency` in its file"
             )
-        from luthier.comparing.grid import read_grid
+        from luthier.comparing.grid_file import read_grid
         from luthier.comparing.ledger import check
 
         grid, cells = read_grid(what[0], what[1:])  # first: mistakes are told before torch is imported

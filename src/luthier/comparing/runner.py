@@ -14,7 +14,8 @@ from rich.console import Console
 from luthier.comparing import cluster
 from luthier.comparing.cluster import Cluster
 from luthier.comparing.display import Display
-from luthier.comparing.grid import Cell, Grid, made, metric_of, read_grid, searched
+from luthier.comparing.grid import Cell, Grid, metric_of, searched
+from luthier.comparing.grid_file import made, read_grid
 from luthier.comparing.ledger import Ledger, check
 from luthier.comparing.page import write
 from luthier.comparing.processes import Processes
