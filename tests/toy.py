@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,9 +112,13 @@ class ToyObjective:
     noise: float = 0.0
     poison: int = -1  # the call whose first term is NaN
     calls: int = 0
+    together: bool = False
 
     def inputs(self, batch: ToyBatch) -> dict[str, Any]:
         return {"ids": batch.ids, "lengths": batch.lengths}
+
+    def forward(self, net: Net, batch: ToyBatch) -> Tensor:
+        return net.hidden(**self.inputs(batch))
 
     def loss(self, hidden: Tensor, heads: nn.ModuleDict, batch: ToyBatch) -> dict[str, Term]:
         counts = batch.counts()
@@ -151,6 +156,9 @@ class ToyAttached:
 
     def begin(self, steps: int) -> None:
         pass
+
+    def running(self) -> list[AbstractContextManager[None]]:
+        return [nullcontext()]
 
     def penalty(self) -> Tensor | None:
         return 1e-3 * self.net.mix.weight.square().sum()

@@ -166,7 +166,8 @@ def fresh(settings: Mapping[str, Any], dtype: torch.dtype | None, device: str | 
     if preset is not None and preset not in arch.presets:
         raise ValueError(f"{name} has no preset called {preset!r}{suggest(str(preset), arch.presets)}")
     tokenizer = fresh_tokenizer(fields.pop("tokenizer", None))
-    trained = sorted(fields.keys() & PARTS.keys())
+    own = {each.name for each in dataclasses.fields(arch)}  # T5 has a start of its own
+    trained = sorted((fields.keys() & PARTS.keys()) - own)
     if wrong := [key for key in trained if PARTS[key] != name]:
         raise ValueError(f"{wrong[0]} is for {PARTS[wrong[0]]}, and this is {name}; leave it out")
     if (name == "blip2" and preset is None) or trained:
@@ -177,7 +178,7 @@ def fresh(settings: Mapping[str, Any], dtype: torch.dtype | None, device: str | 
         model = joined.comparing(fields, tokenizer, load) if name == "blip2" else joined.seeing(fields, load)
         model.net.to(device, dtype).eval()
         return model
-    if tokenizer is not None and not any(field.name == "vocab" for field in dataclasses.fields(arch)):
+    if tokenizer is not None and "vocab" not in own:
         raise ValueError(f"{name}: {arch.untrained}; leave the tokenizer out")
     if tokenizer is not None and preset is None:
         fields = from_tokenizer(arch, tokenizer) | fields
