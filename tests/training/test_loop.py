@@ -91,6 +91,19 @@ def test_metrics_have_one_line_per_step_also_after_a_resume_and_a_torn_line(tmp_
     assert [line["step"] for line in again if "held_out" in line] == [0, 3, 6, 9, 12]
 
 
+def test_a_run_stopped_before_its_first_step_has_its_first_line_once(tmp_path: Path) -> None:
+    toy = Toy(settings(), tmp_path)
+
+    def evaluate() -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return toy.evaluate()
+
+    with pytest.raises(Interrupted):
+        toy.run(evaluate=evaluate)
+    Toy(settings(), tmp_path).run(tmp_path / "checkpoints" / "step-0")
+    assert [line["step"] for line in lines(tmp_path)] == list(range(13))
+
+
 def test_checkpoints_after_the_one_resumed_from_are_set_aside(tmp_path: Path) -> None:
     training = settings(save_every=4, keep=9)
     Toy(training, tmp_path).run()

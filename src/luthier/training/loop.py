@@ -97,7 +97,7 @@ def steps(
     if resume is not None:
         _go_on(state, resume, folder, count)
     folder.mkdir(parents=True, exist_ok=True)
-    logs.cut(folder / logs.NAME, state.record.step if resume else -1)
+    logs.cut(folder / logs.NAME, state.record.step or -1)  # at step 0 the first line is written anew
     listening = watched() if stop is None else nullcontext(stop)
     with listening as stop, logs.Log(folder, count, state.record.step, training.tensorboard, console) as log:
         run = _Run(model.net, objective, state, training, folder, evaluate, count, log)
