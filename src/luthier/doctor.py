@@ -23,7 +23,6 @@ from luthier.data.settings import Data
 from luthier.data.stream import Stream
 from luthier.objectives._batch import Example, encode
 from luthier.objectives._objective import Objective
-from luthier.objectives._sentence import frame
 from luthier.sources.model import Model
 from luthier.training.settings import Training
 
@@ -218,7 +217,7 @@ def end_of_answers(case: Case) -> str | None:
     whole = [example for example in case.labelled if len(example.ids) < case.length]
     if not case.generates or not whole or tokenizer is None:
         return None
-    ends = [tokenizer.token(end) for end in dict.fromkeys((tokenizer.eos, *frame(tokenizer)[1])) if end is not None]
+    ends = [tokenizer.token(end) for end in dict.fromkeys((tokenizer.eos, *tokenizer.frame()[1])) if end is not None]
     if template is not None and "messages" in case.objective.needs:
         ends += [end.strip() for end in (template.end_of_turn, *template.stop) if end.strip()]
     learnt = [tokenizer.decode(list(chain.from_iterable(example.labels.values())), specials=True) for example in whole]

@@ -17,7 +17,6 @@ from luthier.core.reader import Sampling
 from luthier.data.stream import Sample
 from luthier.models.xlnet import XLNet
 from luthier.objectives._batch import collate, encode, once
-from luthier.objectives._sentence import frame
 from luthier.objectives.permute import Permute, allowed, drawn
 from luthier.sources.generate import generate_texts
 from luthier.sources.model import Model
@@ -119,11 +118,11 @@ def replaced(example):
 
 
 def test_the_special_tokens_stand_where_the_tokenizers_own_form_has_them(wordpiece):
-    assert frame(wordpiece) == ([2], [3])
+    assert wordpiece.frame() == ([2], [3])
     before = wordpiece.inner.post_processor
     try:
         wordpiece.inner.post_processor = processors.TemplateProcessing("$A [SEP] [CLS]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-        assert frame(wordpiece) == ([], [3, 2])  # XLNet's
+        assert wordpiece.frame() == ([], [3, 2])  # XLNet's
     finally:
         wordpiece.inner.post_processor = before
 

@@ -3,7 +3,6 @@ import torch
 
 from luthier.core.reader import Memory, Sampling
 from luthier.data.template import named
-from luthier.objectives._sentence import frame
 from luthier.sources.generate import Asked, generate_texts, stream_text
 from luthier.sources.writer import Writer
 from tiny import smollm2_path, tiny_chat
@@ -113,7 +112,7 @@ def test_a_prompt_begins_as_texts_did_in_training():
     assert model.tokenizer is not None
     for cls in (None, 256):
         model.tokenizer.cls, model.tokenizer.sep = cls, cls and 257
-        start, end = frame(model.tokenizer)
+        start, end = model.tokenizer.frame()
         asked = Asked(model, "abc", (), None)
         assert asked.ids == [*start, *model.tokenizer.encode("abc")] and set(end) <= asked.eos
         assert (asked.ids[0] == 256) == (cls is not None)

@@ -20,16 +20,24 @@ def together(adapters: Sequence[Adapter], base: Callable[[Tensor], Tensor], x: T
     return call(x), [(i, *found) for i, found in parts]
 
 
-class Average(Adapter):
-    """base(x) + sum_i w_i (a_i(x) - base(x)), and as much of the parameters that the members give the base."""
+class Several(Adapter):
+    """Adapters of one place as one; it can be merged where all of them can."""
 
-    def __init__(self, adapters: Sequence[Adapter], weights: Sequence[float]):
+    def __init__(self, adapters: Sequence[Adapter]):
         super().__init__()
-        self.members, self.weights = tuple(adapters), tuple(weights)  # no children: they stand at the same place under their names
+        self.members = tuple(adapters)  # no children: they stand at the same place under their names
 
     @property
     def mergeable(self) -> bool:  # type: ignore[override]
         return all(member.mergeable for member in self.members)
+
+
+class Average(Several):
+    """base(x) + sum_i w_i (a_i(x) - base(x)), and as much of the parameters that the members give the base."""
+
+    def __init__(self, adapters: Sequence[Adapter], weights: Sequence[float]):
+        super().__init__(adapters)
+        self.weights = tuple(weights)
 
     def forward(self, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         y, parts = together(self.members, base, x)
@@ -56,16 +64,8 @@ class Average(Adapter):
         }
 
 
-class Stacked(Adapter):
+class Stacked(Several):
     """Each member around the one before it: a stack as one of several things that are weighed."""
-
-    def __init__(self, adapters: Sequence[Adapter]):
-        super().__init__()
-        self.members = tuple(adapters)  # no children: they stand at the same place under their names
-
-    @property
-    def mergeable(self) -> bool:  # type: ignore[override]
-        return all(member.mergeable for member in self.members)
 
     def forward(self, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return stack(list(self.members), once(base))(x)

@@ -124,12 +124,17 @@ def own_of(section: Any) -> Any:
     return {} if isinstance(section, str) else section.get("set") or {}
 
 
+def kind_of(section: str | Mapping[str, Any]) -> str:
+    """The plug-in that a section names: lora, or {kind: lora, ...}."""
+    return section if isinstance(section, str) else str(section.get("kind", ""))
+
+
 def applies(key: str, section: Any) -> bool:
     """Whether a method has this setting; settings that are not the tuning's are everyone's."""
     first, _, name = key.partition(".")
     if first != "tuning":
         return True
-    kind = section if isinstance(section, str) else section.get("kind", "")
+    kind = kind_of(section)
     try:
         known = read(find(shelf_of("tuning", kind), kind))
     except (ValueError, StopIteration):
@@ -164,13 +169,7 @@ def metric_of(grid: Grid, run: "Run") -> str:
     if grid.metric or not run.evaluation:
         return grid.metric or "loss"
     first = run.evaluation[0]
-    return (
-        str(first.get("kind"))
-        if isinstance(first, Mapping)
-        else first
-        if isinstance(first, str)
-        else type(first).__module__.rpartition(".")[2]
-    )
+    return kind_of(first) if isinstance(first, str | Mapping) else type(first).__module__.rpartition(".")[2]
 
 
 def searched(grid: Grid) -> dict[str, Any]:

@@ -13,9 +13,13 @@ from luthier.objectives._batch import Batch, Example
 from luthier.sources.model import Model
 
 
-def frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The special tokens before and behind a single text."""
-    return tokenizer.frame()
+def framed(tokenizer: Tokenizer, length: int) -> tuple[list[int], list[int], int]:
+    """The special tokens before and behind a single text, and how many of its own fit between them into a document of `length`."""
+    start, end = tokenizer.frame()
+    room = length - len(start) - len(end)
+    if room < 1:
+        raise ValueError(f"data.length={length} leaves no room for text beside the special tokens")
+    return start, end, room
 
 
 def sentence(term: str, label: Any, texts: list[Encoding], model: Model, length: int) -> Example:

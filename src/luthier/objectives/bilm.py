@@ -14,7 +14,6 @@ from luthier.data.stream import Sample
 from luthier.objectives._batch import Batch, Example, Reading, Term
 from luthier.objectives._language import best_tokens, token_loss
 from luthier.objectives._objective import Objective
-from luthier.objectives._sentence import frame
 from luthier.sources.model import Model
 
 WAYS = ("forward", "backward")
@@ -39,7 +38,7 @@ class BiLM(Objective):
 
     def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:
         assert model.tokenizer is not None
-        start, end = frame(model.tokenizer)
+        start, end = model.tokenizer.frame()
         ids = start + reading.ids[0] + end
         return [_document(ids[i : i + length]) for i in range(0, len(ids), length) if len(ids[i : i + length]) > 1]
 

@@ -11,7 +11,6 @@ from luthier.objectives._batch import Batch, Example, Reading, Term
 from luthier.objectives._language import best_tokens, refuse_encoder, token_loss
 from luthier.objectives._objective import Objective
 from luthier.objectives._pictures import caption, pixels_of, spread
-from luthier.objectives._sentence import frame
 from luthier.sources.model import Model
 
 
@@ -35,7 +34,7 @@ class Causal(Objective):
 
     def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:
         assert model.tokenizer is not None
-        start, end = frame(model.tokenizer)
+        start, end = model.tokenizer.frame()
         ids, _ = spread(start + reading.ids[0] + end, [], reading.sample, model)
         pixels = pixels_of(reading.sample, model)
         if pixels:

@@ -25,7 +25,6 @@ from luthier.objectives._batch import Batch, Example, Reading, Term, wide
 from luthier.objectives._language import token_loss
 from luthier.objectives._objective import Objective
 from luthier.objectives._pictures import caption, pixels_of
-from luthier.objectives._sentence import frame
 from luthier.sources.model import Model
 
 
@@ -77,7 +76,7 @@ class Contrastive(Objective):
 
     def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:
         assert model.tokenizer is not None
-        start, end = frame(model.tokenizer)
+        start, end = model.tokenizer.frame()
         room = length - len(start) - len(end)
         if room < 1 or not reading.ids[0]:
             return []

@@ -13,7 +13,7 @@ from luthier.data.stream import Sample
 from luthier.objectives._batch import Batch, Example, Reading, Term, quoted, wide
 from luthier.objectives._language import best_tokens, refuse_two_ways, token_loss
 from luthier.objectives._objective import Objective
-from luthier.objectives._sentence import frame
+from luthier.objectives._sentence import framed
 from luthier.sources.model import Model
 
 LEAST = 1e-3  # the smallest t: a weight of 1000
@@ -60,14 +60,12 @@ class Diffuse(Objective):
 
     def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:
         assert model.tokenizer is not None
-        start, end = frame(model.tokenizer)
+        start, end = model.tokenizer.frame()
         rng, ids = reading.sample.rng("diffuse"), reading.ids[0]
         if reading.spans:
             documents = [self._answers(ids, reading.ranges, end, length)]
         else:
-            room = length - len(start) - len(end)
-            if room < 1:
-                raise ValueError(f"data.length={length} leaves no room for text beside the special tokens")
+            _, _, room = framed(model.tokenizer, length)
             texts = [start + ids[i : i + room] + end for i in range(0, len(ids), room)]
             documents = [(text, list(range(len(start), len(text)))) for text in texts]
         found = []

@@ -19,7 +19,7 @@ from luthier.data.tokenizer import Tokenizer
 from luthier.objectives._batch import Batch, Example, Reading, Term, quoted
 from luthier.objectives._language import best_tokens, refuse_two_ways, token_loss
 from luthier.objectives._objective import Objective
-from luthier.objectives._sentence import frame
+from luthier.objectives._sentence import framed
 from luthier.sources.model import Model
 
 
@@ -64,10 +64,7 @@ class Masked(Objective):
 
     def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:
         assert model.tokenizer is not None
-        start, end = frame(model.tokenizer)
-        room = length - len(start) - len(end)
-        if room < 1:
-            raise ValueError(f"data.length={length} leaves no room for text beside the special tokens")
+        start, end, room = framed(model.tokenizer, length)
         ids, rng, found = reading.ids[0], reading.sample.rng("masked"), []
         starts = self._starts(reading, model.tokenizer)
         for i in range(0, len(ids), room):

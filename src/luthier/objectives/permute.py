@@ -21,7 +21,7 @@ from luthier.models.xlnet import TwoStreams
 from luthier.objectives._batch import Batch, Example, Reading, Term
 from luthier.objectives._language import best_tokens, token_loss
 from luthier.objectives._objective import Objective
-from luthier.objectives._sentence import frame
+from luthier.objectives._sentence import framed
 from luthier.sources.model import Model
 
 
@@ -59,10 +59,7 @@ class Permute(Objective):
 
     def examples(self, reading: Reading, model: Model, length: int) -> list[Example]:
         assert model.tokenizer is not None
-        start, end = frame(model.tokenizer)
-        room = length - len(start) - len(end)
-        if room < 1:
-            raise ValueError(f"data.length={length} leaves no room for text beside the special tokens")
+        start, end, room = framed(model.tokenizer, length)
         ids, rng, found = reading.ids[0], reading.sample.rng("permute"), []
         for i in range(0, len(ids), room):
             text = ids[i : i + room]

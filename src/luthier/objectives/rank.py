@@ -28,7 +28,6 @@ from luthier.objectives._labels import number_of
 from luthier.objectives._language import refuse_encoder, token_losses
 from luthier.objectives._objective import Objective
 from luthier.objectives._pairs import in_targets, pair_inputs, start_of
-from luthier.objectives._sentence import frame
 from luthier.sources.model import Model
 
 SLOT = "{choice}"
@@ -170,7 +169,7 @@ class Written(NamedTuple):
 def _document(code: Encoding, before: int, model: Model, length: int) -> Written | None:
     """For a decoder: question and choice in one text, whose choice begins at character `before`."""
     assert model.tokenizer is not None
-    start, _ = frame(model.tokenizer)
+    start, _ = model.tokenizer.frame()
     ((first, _),) = touching(code.offsets, [(before, before + 1)])
     kept = max(0, first - max(0, len(start) + len(code.ids) - 1 - length))  # of the question, its end
     ids = start + code.ids[first - kept :]

@@ -14,7 +14,6 @@ from luthier.data.tokenizer import Tokenizer
 from luthier.objectives._batch import Batch, Example, Reading, Term, quoted
 from luthier.objectives._labels import class_loss, every_row, number_of, sorted_labels
 from luthier.objectives._objective import Objective
-from luthier.objectives._sentence import frame
 from luthier.sources.model import Model
 
 _IDEOGRAPHIC = (("\u2e80", "\u9fff"), ("\uf900", "\ufaff"), ("\uff00", "\uffef"))  # kana among them, and full-width signs
@@ -52,7 +51,7 @@ class Tag(Objective):
         if not reading.ids:
             return []
         assert model.tokenizer is not None
-        start, end = frame(model.tokenizer)
+        start, end = model.tokenizer.frame()
         blank = [next(i for i in (model.tokenizer.unk, model.tokenizer.pad, 0) if i is not None)]  # for words the tokenizer drops
         words = [(piece or blank)[: length - len(start) - len(end)] for piece in reading.ids]
         tags = [number_of(tag, self.labels, reading.sample) for tag in reading.sample.row["tags"]]
