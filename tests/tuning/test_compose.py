@@ -326,6 +326,7 @@ def test_two_threads_do_not_meet_and_a_call_that_fails_leaves_the_model_usable(k
     with ThreadPoolExecutor(2) as pool:
         for got in pool.map(lambda _: logits(net), range(8)):
             torch.testing.assert_close(got, want)
+    torch.testing.assert_close(logits(net), want, rtol=0, atol=0)
     where = "o" if method.get("after") is None and method["kind"] in ("adapter", "compacter") else "down"
     handle = anatomy(net).find(where)[-1].module.register_forward_hook(_fails)
     with pytest.raises(RuntimeError, match="on purpose"):

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from luthier.anatomy.switch import Route, Switch
 from luthier.anatomy.table import transposed, values_of
@@ -128,9 +127,8 @@ class Around(Adapted):
         own: Values = {}
         for adapter in adapters:
             own |= adapter.values(self.parameters_by_name() | own)
-        call: Callable = partial(functional_call, self.base, self.as_stored(own)) if own else self.base
-        once = _Once(lambda z: call((z, *args), kwargs) if own else call(z, *args, **kwargs))
-        return stack(adapters, once)(x)
+        base = twin(self.base, self.as_stored(own)) if own else self.base
+        return stack(adapters, _Once(lambda z: base(z, *args, **kwargs)))(x)
 
     def _mixed(self, route: Route, x: Tensor, args: list, kwargs: dict[str, Any]) -> Tensor:
         shares = self.shares(route)
@@ -163,6 +161,16 @@ class Around(Adapted):
                 mine = route.rows == i
                 shares[names] = shares[names] | mine if names in shares else mine
         return [(mine, names) for names, mine in shares.items() if bool(mine.any())]
+
+
+def twin(module: nn.Module, values: Values) -> nn.Module:
+    """The same module with other values for some of its own parameters, as they are stored.
+
+    torch.func.functional_call puts them into the module itself for the time of a call, where a second thread finds them.
+    """
+    made = type(module).__new__(type(module))
+    made.__dict__.update(module.__dict__, _parameters=module._parameters | values)
+    return made
 
 
 def of_tokens(mine: Tensor, shape: Sequence[int]) -> Tensor:
