@@ -46,6 +46,33 @@ def test_a_cell_is_the_run_with_the_grids_settings_then_the_methods_then_its_pla
     assert lora.training.steps == 3  # of the run file
 
 
+LORA, PROMPT = {"kind": "lora", "roles": ["q"]}, {"kind": "prompt", "length": 3}
+SEVERAL: dict[str, tuple[Any, str, Any]] = {
+    "a member that has it": ([PROMPT, LORA], "tuning.rank", [PROMPT, {**LORA, "rank": 2}]),
+    "every member that has it": (["lora", LORA], "tuning.rank", [{"kind": "lora", "rank": 2}, {**LORA, "rank": 2}]),
+    "the member that is named": ([LORA, LORA], "tuning.1.rank", [LORA, {**LORA, "rank": 2}]),
+    "members of members": ({"parallel": [[PROMPT, LORA], "ia3"]}, "tuning.rank", {"parallel": [[PROMPT, {**LORA, "rank": 2}], {"kind": "ia3"}]}),
+    "a named member of members": ({"stack": [PROMPT, LORA]}, "tuning.stack.1.rank", {"stack": [PROMPT, {**LORA, "rank": 2}]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+@pytest.mark.parametrize("where", ["vary", "search"])
+def test_a_setting_of_the_tuning_reaches_the_members_of_a_composition(where: str, case: str, tmp_path: Path) -> None:
+    methods, key, told = SEVERAL[case]
+    (cell,) = read_grid(write_grid(tmp_path, methods={"both": methods}, **{where: {key: [2]}}))[1]
+    assert cell.run(tmp_path, None if where == "vary" else {key: 2}).tuning == told
+
+
+def test_a_composition_is_a_method_as_in_a_run(tmp_path: Path) -> None:
+    methods = {"both": [PROMPT, LORA], "mean": {"average": ["lora", LORA], "set": {"training.rate": 0.5}}, "alone": ["lora"]}
+    both, mean, alone = (cell.run(tmp_path) for cell in read_grid(write_grid(tmp_path, methods=methods))[1])
+    assert both.tuning == [PROMPT, LORA] and alone.tuning == [{"kind": "lora"}]
+    assert (mean.tuning, mean.training.rate) == ({"average": [{"kind": "lora"}, LORA]}, 0.5)
+    with pytest.raises(ValueError, match="grid.yaml:7: unknown key 'rnak' in tuning.1; did you mean 'rank'?"):
+        read_grid(write_grid(tmp_path, methods={"both": ["prompt", {"kind": "lora", "rnak": 2}]}))
+
+
 def test_the_run_may_be_written_in_the_grid_and_the_grid_in_python(tmp_path: Path) -> None:
     path = write_grid(tmp_path)
     sections = yaml.safe_load((tmp_path / "run.yaml").read_text())
@@ -76,7 +103,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "unknown method": ({"methods": {"a": {"kind": "loar"}}}, "grid.yaml:5: methods.a.kind|tuning.kind: no tuning called 'loar'; did you mean 'lora'?"),
     "unknown field": ({"methods": {"a": {"kind": "lora", "rnak": 2}}}, "unknown key 'rnak' in tuning; did you mean 'rank'?"),
     "no method": ({"methods": {}}, "methods is empty; name one at least"),
-    "method of the wrong kind": ({"methods": {"a": 3}}, "methods.a must be a tuning section or its name, got 3"),
+    "method of the wrong kind": ({"methods": {"a": 3}}, "methods.a must be a tuning section, its name or a list of them, got 3"),
     "name": ({"methods": {"a/b": "lora"}}, "a method cannot be called 'a/b'"),
     "two cells": (
         {"methods": {"lora": {"kind": "lora"}, "lora-rank2": "full"}, "vary": {"tuning.rank": [2]}},
@@ -94,6 +121,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "value of an axis": ({"vary": {"training.rows": [4, "x"]}}, "training.rows must be a whole number or nothing, got 'x'"),
     "value twice": ({"vary": {"training.rows": [4, 4]}}, "vary.training.rows has a value twice: [4, 4]"),
     "axis of no method": ({"vary": {"tuning.length": [4]}}, "vary.tuning.length: no method has the setting tuning.length"),
+    "axis of no member": (
+        {"methods": {"a": ["lora", "ia3"]}, "vary": {"tuning.length": [4]}},
+        "no method has the setting tuning.length; of a method that is several it reaches every member that has it, and tuning.0.rank would be",
+    ),
+    "axis of no such member": ({"methods": {"a": ["lora", "ia3"]}, "vary": {"tuning.2.rank": [4]}}, "no method has the setting tuning.2.rank"),
+    "member of a composition": ({"methods": {"a": ["lora", "loar"]}}, "tuning.1.kind: no tuning called 'loar'; did you mean 'lora'?"),
     "axis of the grid": ({"vary": {"seed": [4]}}, "vary.seed: the grid sets seed itself"),
     "axis and set": ({"vary": {"training.rows": [4]}, "set": {"training.rows": 2}}, "training.rows stands in set and in vary; leave one out"),
     "axis and search": (

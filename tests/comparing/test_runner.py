@@ -33,6 +33,8 @@ MORE: dict[str, Any] = {
     "adalora": {"kind": "adalora", "rank": 3, "target": 2, "warmup": 1, "final": 1},
     "qlora": {"kind": "qlora", "rank": 2, "base": "int8"},
     "dora": {"kind": "lora", "rank": 2, "dora": True, "start": "pissa"},
+    "both": [{"kind": "prompt", "length": 2}, {"kind": "lora", "rank": 2}],
+    "grown": [{"kind": "ia3"}, {"kind": "lora", "rank": 2, "tokens": ["lute"]}],
 }
 
 
@@ -43,8 +45,8 @@ def stored(folder: Path) -> str:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    files = sorted(folder.glob("adapter/*.safetensors")) + sorted(folder.glob("model/*.safetensors"))
-    return {f"{path.name}/{name}": value for path in files for name, value in load_file(path).items()}
+    files = sorted(folder.glob("adapter/**/*.safetensors")) + sorted(folder.glob("model/*.safetensors"))
+    return {f"{path.relative_to(folder)}/{name}": value for path in files for name, value in load_file(path).items()}
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -3,13 +3,14 @@
     grid = Grid.from_yaml("grid.yaml", ["seeds=[0, 1]"])
 
 A cell is a run of its own: the run file, then `set`, then the cell's place on the axes of `vary`, then the method as its tuning with the
-method's own `set`, then the seed. An axis `tuning.rank` is for the methods that have a rank; the others have one place on it.
+method's own `set`, then the seed. An axis `tuning.rank` is for the methods that have a rank; the others have one place on it. Of a method
+that is several it reaches every member that has a rank; `tuning.0.rank` names one of them.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from luthier.config import Document
 from luthier.declaration import read
 from luthier.lookup import find, shelf_of
 from luthier.schema import Address
+from luthier.tuning._composition import NODES
 
 if TYPE_CHECKING:
     from luthier.run import Run
@@ -31,7 +33,7 @@ class Grid:
     """A grid file. Keys of a run are written with dots: training.rate."""
 
     output: str  # the folder for everything the grid writes
-    methods: dict[str, Any]  # name -> a tuning section, with `set:` of run keys for this method alone
+    methods: dict[str, Any]  # name -> a tuning section or a list of them; a section may `set:` run keys for this method alone
     run: str | dict[str, Any]  # a run file, relative to this one; or its sections
     set: dict[str, Any] = field(default_factory=dict)  # run keys on top of it
     seeds: tuple[int, ...] = (0,)
@@ -107,9 +109,9 @@ def places(grid: Grid) -> Iterator[tuple[str, dict[str, Any]]]:
 def with_method(grid: Grid, document: Document, base: Document, method: str, point: Mapping[str, Any]) -> Document:
     section = grid.methods[method]
     own = own_of(section)
-    section = {"kind": section} if isinstance(section, str) else {key: value for key, value in section.items() if key != "set"}
+    section = {key: value for key, value in section.items() if key != "set"} if isinstance(section, Mapping) else section
     at = ("methods", method)
-    document_of = changed(base, {"tuning": deepcopy(section)}, document.where(at))
+    document_of = changed(base, {"tuning": in_full(section)}, document.where(at))
     inner = {("tuning", *rest[2:]): document.where(rest) for rest in document.places if rest[:2] == at and len(rest) > 2}
     document_of.places |= inner
     for key, value in own.items():
@@ -121,7 +123,17 @@ def with_method(grid: Grid, document: Document, base: Document, method: str, poi
 
 def own_of(section: Any) -> Any:
     """The run keys of one method alone."""
-    return {} if isinstance(section, str) else section.get("set") or {}
+    return section.get("set") or {} if isinstance(section, Mapping) else {}
+
+
+def in_full(section: Any) -> Any:
+    """A copy of a method's section, each member that is a name as the section it stands for, so that settings can be put there."""
+    if isinstance(section, str):
+        return {"kind": section}
+    if isinstance(section, list | tuple):
+        return [in_full(member) for member in section]
+    made = deepcopy(section)
+    return {**made, node: in_full(made[node])} if isinstance(made, Mapping) and (node := node_of(made)) else made
 
 
 def kind_of(section: str | Mapping[str, Any]) -> str:
@@ -129,24 +141,47 @@ def kind_of(section: str | Mapping[str, Any]) -> str:
     return section if isinstance(section, str) else str(section.get("kind", ""))
 
 
+def node_of(section: Mapping[str, Any]) -> str:
+    """The key of a composition's members; "" of one method."""
+    return "" if "kind" in section else next((key for key in section if key in NODES), "")
+
+
 def applies(key: str, section: Any) -> bool:
     """Whether a method has this setting; settings that are not the tuning's are everyone's."""
-    first, _, name = key.partition(".")
-    if first != "tuning":
-        return True
-    kind = kind_of(section)
+    first, *rest = key.split(".")
+    return first != "tuning" or bool(reached(section, rest))
+
+
+def reached(section: Any, keys: Sequence[str]) -> list[list[str]]:
+    """Where in a method's section a setting stands: of a composition in every member that has it, or in the one whose place is named."""
+    if not keys:
+        return []
+    first, *rest = keys
+    if isinstance(section, list | tuple):
+        if not first.isdigit():
+            return [[str(i), *at] for i, member in enumerate(section) for at in reached(member, keys)]
+        return [[first, *at] for at in reached(section[int(first)], rest)] if int(first) < len(section) else []
+    if isinstance(section, Mapping) and (node := node_of(section)):
+        if first == node:
+            return [[node, *at] for at in reached(section[node], rest)]
+        own = [[*keys]] if first in [each.name for each in fields(NODES[node])] else []
+        return own + [[node, *at] for at in reached(section[node], keys)]
+    kind = kind_of(section) if isinstance(section, str | Mapping) else ""
     try:
         known = read(find(shelf_of("tuning", kind), kind))
     except (ValueError, StopIteration):
-        return True  # said where the method is checked
-    return name.partition(".")[0] in [each.name for each in known.fields]
+        return [[*keys]]  # said where the method is checked
+    return [[*keys]] if first in [each.name for each in known.fields] else []
 
 
 def changed(document: Document, values: Mapping[str, Any], place: str) -> Document:
     """A copy with these keys set, each standing at `place`."""
     made = Document(document.file, deepcopy(document.values), dict(document.places))
     for key, value in values.items():
-        yaml.put(made, key.split("."), value, place or f"{key}={value}")
+        first, *rest = key.split(".")
+        found = reached(made.values.get("tuning"), rest) if first == "tuning" and rest else []
+        for at in found or [rest]:
+            yaml.put(made, [first, *at], value, place or f"{key}={value}")
     return made
 
 

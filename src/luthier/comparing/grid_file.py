@@ -9,7 +9,7 @@ from typing import Any
 
 from luthier import config as yaml
 from luthier import lookup
-from luthier.comparing.grid import SHARE, Cell, Grid, applies, base_of, cells_of, changed, named, own_of, searched, with_method
+from luthier.comparing.grid import SHARE, Cell, Grid, applies, base_of, cells_of, changed, named, node_of, own_of, searched, with_method
 from luthier.config import Document
 from luthier.declaration import read
 from luthier.lookup import suggest
@@ -91,8 +91,8 @@ def own_mistakes(grid: Grid) -> Iterator[Mistake]:
             yield Mistake(("methods", name), f"a method cannot be called {name!r}: its name is a folder's, so letters, digits and _ . + -")
         if isinstance(section, Mapping):
             yield from keys_mistakes(("methods", name, "set"), own_of(section), grid)
-        elif not isinstance(section, str):
-            yield Mistake(("methods", name), f"methods.{name} must be a tuning section or its name, got {show(section)}")
+        elif not isinstance(section, str | list | tuple):
+            yield Mistake(("methods", name), f"methods.{name} must be a tuning section, its name or a list of them, got {show(section)}")
     if not grid.methods:
         yield Mistake(("methods",), "methods is empty; name one at least")
     if not grid.seeds or len(set(grid.seeds)) < len(grid.seeds):
@@ -130,7 +130,11 @@ def axes_mistakes(grid: Grid) -> Iterator[Mistake]:
             elif not span and any(value in list(values)[:i] for i, value in enumerate(values)):
                 yield Mistake(at, f"{spell(at)} has a value twice: {list(values)}")
             elif not any(applies(key, section) for section in grid.methods.values()):
-                yield Mistake(at, f"{spell(at)}: no method has the setting {key}")
+                told = "; of a method that is several it reaches every member that has it, and tuning.0.rank would be the first one's rank"
+                several = any(
+                    isinstance(each, list | tuple) or (isinstance(each, Mapping) and node_of(each)) for each in grid.methods.values()
+                )
+                yield Mistake(at, f"{spell(at)}: no method has the setting {key}{told if several else ''}")
             elif where == "search" and key in grid.vary:
                 yield Mistake(at, f"{key} stands in vary and in search; leave one out")
 
@@ -164,7 +168,7 @@ def to_check(grid: Grid, document: Document, base: Document) -> Iterator[Documen
     lists |= {at: [values["low"]] for at, values in axes.items() if isinstance(values, Mapping) and numbers(values)}
     for method, section in grid.methods.items():
         mine = {at: values for at, values in lists.items() if applies(at[1], section)}
-        if not isinstance(section, str | Mapping) or not isinstance(own_of(section), Mapping):
+        if not isinstance(section, str | Mapping | list | tuple) or not isinstance(own_of(section), Mapping):
             continue
         first = changed(with_method(grid, document, base, method, {}), {"output": grid.output, "seed": 0}, document.where(()))
         for at, values in mine.items():

@@ -22,6 +22,7 @@ from luthier.run import Ready, Run, base, make, prepare, section
 from luthier.sources.model import Model
 from luthier.training import random
 from luthier.training.precision import settle
+from luthier.tuning._tune import tokens_of
 
 
 @dataclass
@@ -87,7 +88,7 @@ class Shared:
         method = make("tuning", config.tuning)
         stream = self.stream(config)
         config = replace(config, objective=self.objective(config, stream))
-        if vars(method).get("tokens"):  # the tokenizer grows
+        if tokens_of(method):  # the tokenizer grows
             return prepare(config, stream)
         lender = self.base(config)
         ready = prepare(config, stream, lender.lend(), lender.drawn)
