@@ -50,6 +50,27 @@ def test_rms_norm_and_its_gradient_equal_torchs_in_float64(dtype: torch.dtype, w
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [7, 128, 577])
+def test_the_gradient_of_an_rms_norms_weight_equals_torchs_in_float64(dtype: torch.dtype, width: int):
+    x, weight, norm = random(3, 50, width, dtype=dtype), random(width, dtype=dtype, seed=1), RMSNorm(width, 1e-5)
+
+    def ours(w: Tensor, a: Tensor) -> Tensor:
+        norm.weight = w  # type: ignore[assignment]
+        return norm(a)
+
+    del norm.weight
+    theirs = gradients(lambda w, a: F.rms_norm(a, (width,), w, 1e-5), weight.double(), x.double())
+    for got, wanted in zip(gradients(ours, weight, x), theirs, strict=True):
+        near(got, wanted, dtype)
+    norm.weight = weight  # type: ignore[assignment]
+    leaf = weight.clone().requires_grad_()
+    norm.weight = leaf  # type: ignore[assignment]
+    norm(x).sum().backward()  # the weight alone: nothing below it learns
+    assert leaf.grad is not None
+    near(leaf.grad, F.rms_norm(x.double(), (width,), None, 1e-5).sum((0, 1)), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("hidden", [1, 33, 256])
 def test_swiglu_of_columns_of_one_product_equals_torchs_in_float64(dtype: torch.dtype, hidden: int):
     both = 4 * random(2, 9, 2 * hidden, dtype=dtype)
@@ -106,6 +127,25 @@ def test_softmax_over_what_a_query_sees_and_its_gradient_equal_torchs_in_float64
     assert torch.equal(ours == 0, theirs == 0)
     back = 0.3 * theirs * (grad.double() - (theirs * grad.double()).sum(-1, keepdim=True))
     near(native.softmax_backward_(grad.clone(), theirs.to(dtype), 0.3), back, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("causal", "prefix"), [(False, 0), (True, 0), (False, 3), (True, 3)])
+def test_a_bias_inside_the_softmax_and_its_gradient_equal_torchs_in_float64(dtype: torch.dtype, causal: bool, prefix: int):
+    scores, grad = 3 * random(2, 10, 37, dtype=dtype), random(2, 10, 37, dtype=dtype, seed=1)  # 5 queries of 4 heads, two to a group
+    whole = random(4, 9, 40, dtype=dtype, seed=2)
+    bias = whole[:, 2:7]  # columns beyond the keys that are seen are not read
+    added = F.pad(bias[..., : 37 - prefix].double(), (prefix, 0)).view(2, 10, 37)
+    wide = scores.double() * 0.3 + added
+    if causal:
+        wide = wide.masked_fill(torch.arange(37)[None] > 32 + torch.arange(10)[:, None] % 5, float("-inf"))
+    theirs = wide.softmax(-1)
+    near(native.softmax_(scores.clone(), 0.3, *((5, 32) if causal else (0, 0)), bias, prefix), theirs, dtype)
+    back = theirs * (grad.double() - (theirs * grad.double()).sum(-1, keepdim=True))
+    given = torch.zeros(4, 9, 40)
+    near(native.softmax_backward_(grad.clone(), theirs.to(dtype), 0.3, given[:, 2:7], prefix), 0.3 * back, dtype)
+    wanted = F.pad(back.view(4, 5, 37)[..., prefix:], (0, 3 + prefix, 2, 2))
+    assert (given.double() - wanted).abs().max() <= FLOOR[dtype] * wanted.abs().max()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -43,7 +43,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 torch.mm(error, weight_VD, out=grad_hidden[start : start + BLOCK])
             if grad_weight is not None:
-                grad_weight += error.T @ block_ND
+                if grad_weight.dtype == error.dtype:  # without a tensor of the weight's size for each block
+                    grad_weight.addmm_(error.T, block_ND)
+                else:
+                    grad_weight += error.T @ block_ND
             if grad_bias is not None:
                 grad_bias += p.sum(0)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)

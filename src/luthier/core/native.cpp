@@ -79,6 +79,29 @@ template <class T> static void rms_norm_backward(const T *x, const T *w, const T
   }
 }
 
+// dw = sum over rows of s x g; each thread has columns of its own
+template <class T> static void rms_norm_weight(const T *x, const T *grad, T *grad_w, Int N, Int D, float eps, int threads) {
+  std::vector<float> scales(N);
+  float *__restrict scale = scales.data();
+  ROWS {
+    const T *__restrict from = x + n * D;
+    float squares = 0;
+    _Pragma("omp simd reduction(+ : squares)") for (Int d = 0; d < D; d++) { float v = get(from[d]); squares += v * v; }
+    scale[n] = 1.0f / std::sqrt(squares / D + eps);
+  }
+  const Int columns = 128;
+  _Pragma("omp parallel for num_threads(threads) if (threads > 1)") for (Int first = 0; first < D; first += columns) {
+    float sum[columns] = {};
+    Int width = D - first < columns ? D - first : columns;
+    for (Int n = 0; n < N; n++) {
+      const T *__restrict from = x + n * D + first;
+      const T *__restrict g = grad + n * D + first;
+      EACH for (Int d = 0; d < width; d++) sum[d] += get(from[d]) * scale[n] * get(g[d]);
+    }
+    EACH for (Int d = 0; d < width; d++) put(grad_w[first + d], sum[d]);
+  }
+}
+
 // y = silu(gate) up
 template <class T> static void swiglu(const T *gate, Int gate_row, const T *up, Int up_row, T *y, Int N, Int F, int threads) {
   ROWS {
@@ -123,8 +146,12 @@ static void cross_entropy(T *z, const int64_t *label, const float *share, float 
   }
 }
 
-// z = softmax(scale z) over the first `seen` of S columns, 0 in the others: first + n % period + 1 of them, all where period is 0
-template <class T> static void softmax(T *z, Int N, Int S, Int period, Int first, float scale, int threads) {
+// z = softmax(scale z + bias) over the first `seen` of S columns, 0 in the others: first + n % period + 1 of them, all where period is 0.
+// bias: null, or that of row n begins at bias + n / queries * head + n % queries * row and falls on the columns from `prefix` on.
+template <class T>
+static void softmax(T *z, Int N, Int S, Int period, Int first, float scale, const T *bias, Int head, Int step, Int queries, Int prefix,
+                    int threads) {
+  float inner = bias ? scale : 1.0f, outer = bias ? 1.0f : scale;
   Int vector = 16;  // whole vectors: what is left over would be computed one by one
   _Pragma("omp parallel num_threads(threads) if (threads > 1)") {
     std::vector<float> held((S + vector - 1) / vector * vector);
@@ -132,11 +159,15 @@ template <class T> static void softmax(T *z, Int N, Int S, Int period, Int first
     _Pragma("omp for") for (Int n = 0; n < N; n++) {
       T *__restrict row = z + n * S;
       Int seen = period ? first + n % period + 1 : S, filled = (seen + vector - 1) / vector * vector;
-      EACH for (Int s = 0; s < seen; s++) wide[s] = get(row[s]);
+      EACH for (Int s = 0; s < seen; s++) wide[s] = get(row[s]) * inner;
+      if (bias) {
+        const T *__restrict more = bias + n / queries * head + n % queries * step - prefix;
+        EACH for (Int s = prefix; s < seen; s++) wide[s] += get(more[s]);
+      }
       for (Int s = seen; s < filled; s++) wide[s] = -INFINITY;
       float top = -INFINITY, sum = 0;
       _Pragma("omp simd reduction(max : top)") for (Int s = 0; s < filled; s++) top = wide[s] > top ? wide[s] : top;
-      _Pragma("omp simd reduction(+ : sum)") for (Int s = 0; s < filled; s++) { wide[s] = exponential((wide[s] - top) * scale); sum += wide[s]; }
+      _Pragma("omp simd reduction(+ : sum)") for (Int s = 0; s < filled; s++) { wide[s] = exponential((wide[s] - top) * outer); sum += wide[s]; }
       float part = 1.0f / sum;
       EACH for (Int s = 0; s < seen; s++) put(row[s], wide[s] * part);
       std::memset(row + seen, 0, (S - seen) * sizeof(T));
@@ -144,13 +175,18 @@ template <class T> static void softmax(T *z, Int N, Int S, Int period, Int first
   }
 }
 
-// With p that softmax: g becomes scale p (g - sum(p g)), in place
-template <class T> static void softmax_backward(T *g, const T *p, Int N, Int S, float scale, int threads) {
+// With p that softmax: g becomes scale p (g - sum(p g)), in place; what the bias gets is added to `more`, which lies as the bias does.
+template <class T>
+static void softmax_backward(T *g, const T *p, Int N, Int S, float scale, float *more, Int head, Int step, Int queries, Int prefix, int threads) {
   ROWS {
     T *__restrict row = g + n * S;
     const T *__restrict share = p + n * S;
     float sum = 0;
     _Pragma("omp simd reduction(+ : sum)") for (Int s = 0; s < S; s++) sum += get(row[s]) * get(share[s]);
+    if (more) {
+      float *__restrict to = more + n / queries * head + n % queries * step - prefix;
+      EACH for (Int s = prefix; s < S; s++) to[s] += get(share[s]) * (get(row[s]) - sum);
+    }
     EACH for (Int s = 0; s < S; s++) put(row[s], get(share[s]) * (get(row[s]) - sum) * scale);
   }
 }
@@ -182,6 +218,7 @@ static void rotate(const T *x, Int batch, Int head, Int time, const T *cosine, c
   void rms_norm_backward_##NAME(const T *x, const T *w, const T *g, T *y, Int N, Int D, float eps, int t) {                                   \
     rms_norm_backward(x, w, g, y, N, D, eps, t);                                                                                             \
   }                                                                                                                                          \
+  void rms_norm_weight_##NAME(const T *x, const T *g, T *y, Int N, Int D, float eps, int t) { rms_norm_weight(x, g, y, N, D, eps, t); }            \
   void swiglu_##NAME(const T *a, Int ra, const T *b, Int rb, T *y, Int N, Int F, int t) { swiglu(a, ra, b, rb, y, N, F, t); }                  \
   void swiglu_backward_##NAME(const T *a, Int ra, const T *b, Int rb, const T *g, T *y, Int N, Int F, int t) {                                \
     swiglu_backward(a, ra, b, rb, g, y, N, F, t);                                                                                            \
@@ -189,8 +226,12 @@ static void rotate(const T *x, Int batch, Int head, Int time, const T *cosine, c
   void cross_entropy_##NAME(T *z, const int64_t *y, const float *s, float *l, Int N, Int V, int wanted, int t) {                              \
     cross_entropy(z, y, s, l, N, V, wanted, t);                                                                                              \
   }                                                                                                                                          \
-  void softmax_##NAME(T *z, Int N, Int S, Int period, Int first, float scale, int t) { softmax(z, N, S, period, first, scale, t); }             \
-  void softmax_backward_##NAME(T *g, const T *p, Int N, Int S, float scale, int t) { softmax_backward(g, p, N, S, scale, t); }                \
+  void softmax_##NAME(T *z, Int N, Int S, Int period, Int first, float scale, const T *b, Int h, Int r, Int q, Int p, int t) {                  \
+    softmax(z, N, S, period, first, scale, b, h, r, q, p, t);                                                                                \
+  }                                                                                                                                          \
+  void softmax_backward_##NAME(T *g, const T *y, Int N, Int S, float scale, float *b, Int h, Int r, Int q, Int p, int t) {                      \
+    softmax_backward(g, y, N, S, scale, b, h, r, q, p, t);                                                                                   \
+  }                                                                                                                                          \
   void rotate_##NAME(const T *x, Int sb, Int sh, Int st, const T *c, const T *s, Int sa, T *y, Int B, Int H, Int L, Int K, Int R, float sign, \
                      int t) {                                                                                                                \
     rotate(x, sb, sh, st, c, s, sa, y, B, H, L, K, R, sign, t);                                                                              \

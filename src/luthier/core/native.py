@@ -31,11 +31,12 @@ P, I, F, C = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_float, ctypes.c_int
 ARGUMENTS = {
     "rms_norm": (P, P, P, I, I, F, C),
     "rms_norm_backward": (P, P, P, P, I, I, F, C),
+    "rms_norm_weight": (P, P, P, I, I, F, C),
     "swiglu": (P, I, P, I, P, I, I, C),
     "swiglu_backward": (P, I, P, I, P, P, I, I, C),
     "cross_entropy": (P, P, P, P, I, I, C, C),
-    "softmax": (P, I, I, I, I, F, C),
-    "softmax_backward": (P, P, I, I, F, C),
+    "softmax": (P, I, I, I, I, F, P, I, I, I, I, C),
+    "softmax_backward": (P, P, I, I, F, P, I, I, I, I, C),
     "rotate": (P, I, I, I, P, P, I, P, I, I, I, I, I, F, C),
 }
 _building = Lock()
@@ -64,6 +65,13 @@ def rms_norm_backward(x_ND: Tensor, weight_D: Tensor, grad_ND: Tensor, eps: floa
     return y
 
 
+def rms_norm_weight(x_ND: Tensor, weight_D: Tensor, grad_ND: Tensor, eps: float) -> Tensor:
+    """The gradient of the weight."""
+    y, grad = torch.empty_like(weight_D), grad_ND.contiguous()
+    _call("rms_norm_weight", y, x_ND.data_ptr(), grad.data_ptr(), y.data_ptr(), x_ND.numel() // len(weight_D), len(weight_D), eps)
+    return y
+
+
 def swiglu(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
     """silu(gate) * up; of any leading shape, each may be columns of a wider tensor."""
     (gate, gate_row), (up, up_row), y = _rows(gate_NF), _rows(up_NF), gate_NF.new_empty(gate_NF.shape)
@@ -89,18 +97,30 @@ def cross_entropy_(logits_NV: Tensor, label_N: Tensor, share_N: Tensor | None, w
     return loss
 
 
-def softmax_(scores_NS: Tensor, scale: float, period: int = 0, first: int = 0) -> Tensor:
-    """softmax(scale * scores) in place; contiguous. With a period, row n sees the first `first + n % period + 1` columns, others become 0."""
+def softmax_(scores_NS: Tensor, scale: float, period: int = 0, first: int = 0, bias_HTS: Tensor | None = None, prefix: int = 0) -> Tensor:
+    """softmax(scale * scores + bias) in place; contiguous. With a period, row n sees the first `first + n % period + 1` columns, others
+    become 0. bias: of the same dtype; N = H * T rows in this order, and the first `prefix` columns have none.
+    """
     keys = scores_NS.shape[-1]
-    _call("softmax", scores_NS, scores_NS.data_ptr(), scores_NS.numel() // keys, keys, period, first, scale)
+    rows = scores_NS.numel() // keys
+    _call("softmax", scores_NS, scores_NS.data_ptr(), rows, keys, period, first, scale, *_places(bias_HTS, prefix))
     return scores_NS
 
 
-def softmax_backward_(grad_NS: Tensor, share_NS: Tensor, scale: float) -> Tensor:
-    """The gradient of the scores, in place of that of their softmax `share`; both contiguous."""
+def softmax_backward_(grad_NS: Tensor, share_NS: Tensor, scale: float, bias_HTS: Tensor | None = None, prefix: int = 0) -> Tensor:
+    """The gradient of the scores, in place of that of their softmax `share`; both contiguous. The bias's is added to bias, float32."""
     keys = grad_NS.shape[-1]
-    _call("softmax_backward", grad_NS, grad_NS.data_ptr(), share_NS.data_ptr(), grad_NS.numel() // keys, keys, scale)
+    rows = grad_NS.numel() // keys
+    _call("softmax_backward", grad_NS, grad_NS.data_ptr(), share_NS.data_ptr(), rows, keys, scale, *_places(bias_HTS, prefix))
     return grad_NS
+
+
+def _places(bias_HTS: Tensor | None, prefix: int) -> tuple[int | None, int, int, int, int]:
+    """Where a bias lies: its address, elements from head to head and from row to row, rows of a head, columns before its own."""
+    if bias_HTS is None:
+        return None, 0, 0, 1, 0
+    assert bias_HTS.stride(2) == 1
+    return bias_HTS.data_ptr(), bias_HTS.stride(0), bias_HTS.stride(1), bias_HTS.shape[1], prefix
 
 
 def rotate(x_BHTK: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, sign: float) -> Tensor:

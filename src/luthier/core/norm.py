@@ -37,8 +37,10 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        if not ctx.needs_input_grad[1] and x.is_contiguous() and native.usable(x, weight, grad):
-            return native.rms_norm_backward(x, weight, grad, ctx.eps), None, None
+        if x.is_contiguous() and native.usable(x, weight, grad):
+            of_x, of_weight, _ = ctx.needs_input_grad
+            grad_x = native.rms_norm_backward(x, weight, grad, ctx.eps) if of_x else None
+            return grad_x, native.rms_norm_weight(x, weight, grad, ctx.eps) if of_weight else None, None
         x_wide, grad_wide = _widened(x), _widened(grad)
         scale = _scale(x_wide, ctx.eps)
         unit = x_wide * scale

@@ -177,7 +177,7 @@ class RelativeBias(nn.Module):
     def forward(self, queries: int, keys: int, device: torch.device, real_BS: Tensor | None = None) -> Tensor:
         distance_BTS = distances(queries, keys, device, real_BS)
         bucket_BTS = relative_bucket(distance_BTS, self.bidirectional, self.bias.num_embeddings, self.reach)
-        return self.bias(bucket_BTS).permute(0, 3, 1, 2)
+        return self.bias(bucket_BTS).permute(0, 3, 1, 2).contiguous()  # every layer reads it row by row
 
 
 def distances(queries: int, keys: int, device: torch.device, real_BS: Tensor | None = None) -> Tensor:
