@@ -20,7 +20,7 @@ SHOTS, SEEDS, LENGTH = (0, 4, 32), (0, 1, 2), 2048
 
 
 def accuracy(shots: int, seed: int) -> float:
-    data = Data(path=str(RUNS / "data/sst2-few.jsonl"), length=LENGTH, held_out=str(RUNS / "data/sst2-test.jsonl"))
+    data = Data(path=str(RUNS / "data/sst2-few.jsonl"), length=LENGTH, held_out=str(RUNS / "data/sst2-few-test.jsonl"))
     stream = open_stream(data, seed)
     objective = Rank(template="{text} It was {choice}", words={"0": "terrible", "1": "great"}, shots=shots).prepare(stream)
     return measure(load(MODEL, dtype="bfloat16"), objective, stream.held_out, [Accuracy()], LENGTH)["accuracy"]

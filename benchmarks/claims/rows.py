@@ -7,14 +7,14 @@ from collections import defaultdict
 from benchmarks.claims._parts import RUNS, labelled, sample, source, write
 
 DATA = RUNS / "data"
-TRAINED = 640
-TESTED = {"sst2": 120, "trec": 150}
+TESTED = {"sst2": 500, "trec": 500}
 
 
 def classification() -> None:
     for name, tested in TESTED.items():
-        write(DATA / f"{name}.jsonl", sample(labelled(f"{name}/train.txt"), TRAINED))
+        write(DATA / f"{name}.jsonl", labelled(f"{name}/train.txt"))
         write(DATA / f"{name}-test.jsonl", sample(labelled(f"{name}/test.txt"), tested))
+    write(DATA / "sst2-few-test.jsonl", sample(labelled("sst2/test.txt"), 200))
     write(DATA / "sst2-few.jsonl", sample(labelled("sst2/train.txt"), 32))
 
 
@@ -41,7 +41,7 @@ def triples() -> None:
             if row["size"] <= 3 and row["lex"]:
                 rows[name].append({"prompt": said, "completion": row["lex"][0]})
         for name, each in rows.items():
-            write(DATA / f"{name}.jsonl", sample(each, 480 if file == "train" else 60))
+            write(DATA / f"{name}.jsonl", sample(each, 480 if file == "train" else 40))
 
 
 def main() -> None:

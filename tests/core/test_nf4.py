@@ -46,6 +46,12 @@ def test_codes_scales_and_weights_are_those_of_bitsandbytes(theirs, shape, dtype
         torch.testing.assert_close(ours.weight().to(dtype), theirs.dequantize_4bit(codes, state), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("double", [True, False])
+def test_the_codes_handed_to_bitsandbytes_give_the_same_weight(theirs, double: bool):
+    packed = nf4.quantise(torch.randn(96, 320), double)
+    torch.testing.assert_close(nf4.by_bitsandbytes(packed), packed.weight(), rtol=0, atol=0)
+
+
 def test_the_books_are_those_of_bitsandbytes(theirs):
     assert torch.equal(nf4.book(), theirs.get_4bit_type("nf4", device="cpu"))
     assert torch.equal(nf4.dynamic_map(), theirs.create_dynamic_map())

@@ -6,9 +6,11 @@ quantisation: s - mean(s) in blocks of 256 by the 8-bit dynamic map of Dettmers 
 N weights, S scales (blocks of 64), M blocks of scales, O outputs, I inputs
 """
 
+import importlib.util
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +35,9 @@ class NF4:
         return sum(part.nbytes for part in (self.codes, self.scales_S, self.scales_M, self.mean) if part is not None)
 
     def weight(self) -> Tensor:
-        """(O, I) in float32."""
+        """(O, I) in float32. On a GPU by the kernel of bitsandbytes, where that is installed."""
+        if self.codes.is_cuda and _kernels() is not None:
+            return by_bitsandbytes(self)
         pairs = _pairs(self.codes.device)
         values = torch.empty(len(self.codes), dtype=torch.int64, device=self.codes.device)
         for codes, place in zip(self.codes.split(PIECE), values.split(PIECE), strict=True):
@@ -50,6 +54,25 @@ class NF4:
             return self.scales_S
         values_S = dynamic_map().to(self.scales_S.device)[self.scales_S.int()]
         return values_S * self.scales_M.repeat_interleave(SCALES)[: len(values_S)] + self.mean
+
+
+def by_bitsandbytes(packed: NF4) -> Tensor:
+    """(O, I) in float32: the same codes and scales handed to bitsandbytes."""
+    functional, codes = _kernels(), packed.codes
+    assert functional is not None
+    inner = None
+    if packed.scales_M is not None:
+        inner = functional.QuantState(packed.scales_M, blocksize=SCALES, code=dynamic_map().to(codes.device), dtype=torch.float32)
+    state = functional.QuantState(
+        packed.scales_S, torch.Size(packed.shape), book().to(codes.device), BLOCK, "nf4", torch.float32, packed.mean, inner
+    )
+    return functional.dequantize_4bit(codes[:, None], state)
+
+
+@cache
+def _kernels() -> Any:
+    """bitsandbytes.functional; None where it is not installed."""
+    return importlib.import_module("bitsandbytes.functional") if importlib.util.find_spec("bitsandbytes") else None
 
 
 def quantise(weight_OI: Tensor, double: bool = True) -> NF4:
