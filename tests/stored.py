@@ -92,9 +92,14 @@ NAMES = {
 
 
 def write_gguf(
-    path: Path, model: Any, arch: str, kind: Kind = Kind.F32, tokenizer: Callable[[gguf.GGUFWriter], None] | None = None
+    path: Path,
+    model: Any,
+    arch: str,
+    kind: Kind = Kind.F32,
+    tokenizer: Callable[[gguf.GGUFWriter], None] | None = None,
+    factors: np.ndarray | None = None,
 ) -> Path:
-    """A transformers llama or qwen2 model as a GGUF file, matrices in `kind`."""
+    """A transformers llama or qwen2 model as a GGUF file, matrices in `kind`; factors: divisors of the rotary pairs' rates."""
     config = model.config
     writer = gguf.GGUFWriter(path, arch)
     writer.add_vocab_size(config.vocab_size)
@@ -108,6 +113,8 @@ def write_gguf(
     writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
     if tokenizer:
         tokenizer(writer)
+    if factors is not None:
+        writer.add_tensor("rope_freqs.weight", factors)
     top = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
     for name, value in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 import torch
 import transformers
 from gguf import GGMLQuantizationType as Kind
 from tokenizers import Regex, normalizers, pre_tokenizers
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX as QWEN2_WORDS
 
 from luthier.sources._gguf_tokenizer import WORDS
@@ -218,6 +220,69 @@ def test_scaled_rotary_positions_are_those_of_transformers(kind: str, tmp_path: 
     plain = tiny("llama", max_position_embeddings=64)
     plain.load_state_dict(model.state_dict())
     assert (plain.eval()(ids).logits - net(ids)).abs().max() > 1e-3
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+
+
+def llama3_factors(theta: float, width: int) -> np.ndarray:
+    """As llama.cpp's converter computes them for LLAMA3: 1 for short waves, the factor for long ones, a harmonic ramp between."""
+    factors = []
+    for rate in theta ** (-np.arange(0, width, 2, dtype=np.float64) / width):
+        waves = 64 * rate / (2 * np.pi)
+        kept = min(max((waves - 1.0) / (4.0 - 1.0), 0.0), 1.0)
+        factors.append(1 / ((1 - kept) / 8.0 + kept))
+    return np.array(factors, dtype=np.float32)
+
+
+@torch.no_grad()
+def test_factors_of_rotary_pairs_give_the_rates_and_logits_of_transformers_llama3(tmp_path: Path):
+    model = tiny(
+        "llama", hidden_size=128, num_attention_heads=2, max_position_embeddings=512, rope_parameters={"rope_theta": 500.0, **LLAMA3}
+    )
+    factors = llama3_factors(500.0, 64)
+    assert factors[0] == 1 and factors[-1] == 8 and ((factors > 1) & (factors < 8)).any()  # all three parts are there
+    net = load_model(path := write_gguf(tmp_path / "m.gguf", model.eval(), "llama", factors=factors)).net
+    exponent = torch.arange(0, 64, 2, dtype=torch.float64) / 64
+    ours = net.rotary.scaling.rates(exponent, 500.0, torch.tensor([[1]]))
+    theirs, sharpness = ROPE_INIT_FUNCTIONS["llama3"](model.config, device="cpu")
+    torch.testing.assert_close(ours.flatten(), theirs.double(), rtol=3e-7, atol=0)  # factors and their rates are float32
+    assert net.rotary.scaling.sharpness == sharpness == 1
+    ids = torch.arange(200)[None] % 50
+    torch.testing.assert_close(net(ids), model(ids).logits, atol=1e-5, rtol=1e-4)
+    plain = tiny(
+        "llama",
+        hidden_size=128,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        rope_parameters={"rope_theta": 500.0, "rope_type": "default"},
+    )
+    plain.load_state_dict(model.state_dict())
+    assert (plain.eval()(ids).logits - net(ids)).abs().max() > 1e-3
+    load_model(path).save(tmp_path / "saved")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
+    torch.testing.assert_close(again(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_factors_that_do_not_fit_are_refused(tmp_path: Path):
+    model = tiny("llama", hidden_size=128, num_attention_heads=2)
+    for factors, sentence in (
+        (np.ones(31, np.float32), r"F32 of shape \(31,\), not F32 of shape \(32,\)"),
+        (np.zeros(32, np.float32), "holds 0.0 to 0.0"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            open_gguf(write_gguf(tmp_path / "m.gguf", model, "llama", factors=factors))
+    twice = tiny("llama", hidden_size=128, num_attention_heads=2)
+    with pytest.raises(ValueError, match="twice"):
+        open_gguf(
+            write_gguf(
+                tmp_path / "m.gguf",
+                twice,
+                "llama",
+                tokenizer=lambda writer: writer.add_float32("llama.rope.scale_linear", 2.0),
+                factors=np.ones(32, np.float32),
+            )
+        )
 
 
 def test_scaled_rotary_positions_of_other_kinds_are_refused_by_name(tmp_path: Path):

@@ -5,7 +5,6 @@ a head apart. The rows are put back here, for llama alone: qwen2 files are in Hu
 gives a plausible loss, so tests compare tensors.
 """
 
-import math
 import re
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.sources._gguf_header import Header, read_header
+from luthier.sources._gguf_rope import FACTORS, read_rope
 from luthier.sources.checkpoint import Checkpoint, Spec, Tensors, some
 
 if TYPE_CHECKING:
@@ -48,10 +48,9 @@ class GGUF(Tensors):
 
     def __init__(self, header: Header, config: dict[str, Any]):
         self.header = header
-        self.stored = {hugging_face_name(header, name): name for name in header.tensors}
-        self.specs = {
-            ours: Spec(tensor.shape, tensor.kind, tensor.bytes) for ours, tensor in zip(self.stored, header.tensors.values(), strict=True)
-        }
+        self.stored = {hugging_face_name(header, name): name for name in header.tensors if name != FACTORS}
+        kept = {ours: header.tensors[name] for ours, name in self.stored.items()}
+        self.specs = {ours: Spec(tensor.shape, tensor.kind, tensor.bytes) for ours, tensor in kept.items()}
         paired = config["model_type"] == "llama"
         self.heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]} if paired else {}
 
@@ -90,10 +89,6 @@ def hugging_face_name(header: Header, name: str) -> str:
     if name in TOP:
         return TOP[name]
     found = BLOCK.fullmatch(name)
-    if name == "rope_freqs.weight":
-        raise ValueError(
-            f"{header.path}: it scales its rotary positions (rope_freqs.weight, LLaMA 3.1 and later), which Luthier does not read yet"
-        )
     if not found or found[2] not in PARTS:
         known = some(sorted([*TOP, *(f"blk.N.{part}.weight" for part in PARTS)]), 20)
         raise ValueError(f"{header.path}: tensor {name!r} belongs to no part Luthier knows of this architecture; it knows {known}")
@@ -132,44 +127,16 @@ def read_config(header: Header) -> dict[str, Any]:
         "max_position_embeddings": get("context_length", int),
         "rms_norm_eps": get("attention.layer_norm_rms_epsilon", float),
         "rope_theta": theta,
-        "rope_parameters": {"rope_theta": theta, **read_scaling(header, arch)},
         "tie_word_embeddings": "output.weight" not in header.tensors,
     }
     if f"{arch}.attention.key_length" in header.metadata:
         config["head_dim"] = get("attention.key_length", int)
+    turned = config.get("head_dim", config["hidden_size"] // heads)
+    config["rope_parameters"] = {"rope_theta": theta, **read_rope(header, arch, turned)}
     if arch == "llama" and "blk.0.attn_q.bias" in header.tensors:
         raise ValueError(f"{header.path}: a llama file with biases in its attention, which Luthier does not read yet")
     names = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
     return config | {ours: id for ours, theirs in names.items() if (id := header.metadata.get(f"tokenizer.ggml.{theirs}")) is not None}
-
-
-def read_scaling(header: Header, arch: str) -> dict[str, Any]:
-    """llama.cpp's keys for scaled rotary positions as those of config.json. Its YaRN is transformers' with the ramp's ends rounded.
-
-    llama.cpp multiplies YaRN's own sharpness, 0.1 ln(factor) + 1, by attn_factor.
-    """
-    top, known = f"{arch}.rope.scaling.", {"type", "factor", "original_context_length", "attn_factor", "finetuned"}
-    found = {key.removeprefix(top): value for key, value in header.metadata.items() if key.startswith(top)}
-    kind, factor = found.get("type", "none"), found.get("factor", header.metadata.get(f"{arch}.rope.scale_linear", 1.0))
-    if kind == "none" and factor != 1.0:
-        kind = "linear"  # of files from before there were other kinds
-    if kind == "none":
-        return {"rope_type": "default"}
-    yarn = {"yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"} if kind == "yarn" else {}
-    ignored = {
-        key for key, value in found.items() if key in ("yarn_ext_factor", "yarn_attn_factor") and kind == "yarn" and value in (1, -1)
-    }
-    if kind not in ("linear", "yarn") or (strange := sorted(found.keys() - known - yarn.keys() - ignored)):
-        what = kind if kind not in ("linear", "yarn") else f"{kind}, with {', '.join(strange)}"
-        raise ValueError(f"{header.path}: it scales its rotary positions ({what}), which Luthier does not read; linear and yarn it does")
-    if not isinstance(factor, int | float) or factor <= 0:
-        raise ValueError(f"{header.path}: its metadata says {top}factor = {factor!r}; the file is damaged")
-    if kind == "linear":
-        return {"rope_type": "linear", "factor": factor}
-    trained = found.get("original_context_length", header.metadata.get(f"{arch}.context_length"))
-    sharpness = found.get("attn_factor", 1.0) * (0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0)
-    read = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": trained, "attention_factor": sharpness}
-    return read | {ours: found[theirs] for theirs, ours in yarn.items() if theirs in found}
 
 
 def read_tokenizer(header: Header) -> "Tokenizer | None":
