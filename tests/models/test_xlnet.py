@@ -117,6 +117,23 @@ def test_memory_equals_transformers_over_three_segments():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("changes", [{}, {"mem_len": 8, "clamp_len": 5}])
+def test_what_follows_a_text_is_what_a_query_behind_it_finds(changes):
+    net, ids = ours(reference(**changes)), sample(2, 30)
+    mask = torch.ones(2, 30, dtype=torch.bool)
+    mask[1, :11] = False
+    allow = torch.ones(1, 31, 31, dtype=torch.bool)
+    allow[..., -1] = False
+    for real in (None, mask):
+        longer = nn.functional.pad(ids, (0, 1), value=7)
+        seen = None if real is None else nn.functional.pad(real, (0, 1), value=True)
+        want = net(longer, seen, allow=allow, targets=torch.full((2, 1), 30))[:, 0]
+        assert gap(net.following(ids, real), want) < FLOOR
+    tune(Model(net, source="xlnet"), "prompt", length=3)  # its tokens stand before the text, and the query sees them
+    assert gap(net.following(ids), want) > 1e-3
+
+
+@torch.no_grad()
 def test_no_query_sees_its_own_token_or_a_later_one_of_the_order():
     net = ours(reference())
     ids, allow = sample(1, 12), order(1, 12)

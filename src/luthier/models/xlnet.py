@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luthier.core.attention import Mask
@@ -20,7 +19,7 @@ from luthier.core.heads import LanguageHead
 from luthier.core.names import Name, linear
 from luthier.core.recompute import recomputed
 from luthier.core.recurrent import Recurrent, initialise_relative
-from luthier.core.relative import Relative, RelativeAttention
+from luthier.core.relative import Relative, RelativeAttention, distances
 from luthier.core.transformer import Embedding, initialise
 from luthier.models._config import STORED, Reader, check_even, check_heads
 
@@ -192,13 +191,18 @@ class TwoStreams(Recurrent):
         return self.dropout(g.gather(1, targets[..., None].expand(-1, -1, self.width)))
 
     def following(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, V) scores behind each row: a query at the next place looks at the whole text, whose tokens see each other."""
-        rows, length = ids.shape
-        allow = torch.ones(1, length + 1, length + 1, dtype=torch.bool, device=ids.device)
-        allow[..., -1] = False
-        longer, real = F.pad(ids, (0, 1)), None if mask is None else F.pad(mask.bool(), (0, 1), value=True)
-        targets = torch.full((rows, 1), length, device=ids.device)
-        return self.logits(self.hidden(longer, real, allow=allow, targets=targets))[:, 0]
+        """(B, V) scores behind each row: a query at the next place looks at the whole text, whose tokens see each other.
+
+        Each new token changes the states of all others, in every layer but the first, so there is nothing a cache could keep.
+        """
+        h, context = self.entered(ids, mask, None, None)
+        ahead = Relative(self.dropout(distances(h.shape[1], 0, self.width, self.clamp, h)))
+        g = self.embed.dropout(self.mask_vector.expand(len(h), 1, -1))
+        for layer, index in enumerate(self.order):
+            g = self._run(self.blocks[index], g, h, context.mask, ahead)
+            if layer + 1 < len(self.order):  # nobody asks for what the last layer makes of the text
+                h = self._run(self.blocks[index], h, h, context.mask, context.bias)
+        return self.logits(self.dropout(g))[:, 0]
 
     def among(self, content: Mask, allow: Tensor | None, wide: Tensor | None) -> Mask:
         """The queries' mask: the content's without each token's own."""
