@@ -46,6 +46,7 @@ class ToyBatch:
     ids: Tensor  # (1, N)
     labels: Tensor  # (N,)
     lengths: tuple[int, ...]
+    adapter: str = ""
 
     @property
     def tokens(self) -> int:
@@ -157,7 +158,7 @@ class ToyAttached:
     def begin(self, steps: int) -> None:
         pass
 
-    def running(self) -> list[AbstractContextManager[None]]:
+    def running(self, name: str = "") -> list[AbstractContextManager[None]]:
         return [nullcontext()]
 
     def penalty(self) -> Tensor | None:

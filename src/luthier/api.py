@@ -48,7 +48,8 @@ def generate(model: Model, prompts: Any, max_tokens: int = 128, temperature: flo
 
     prompts: one or several; a string is continued as it stands, a conversation (a list of {"role": ..., "content": ...}) is written by
     the model's chat template. max_tokens: new tokens at most. temperature: 0 takes the likeliest token. options: top_k, top_p,
-    repetition_penalty, min_tokens, samples, beams, length_penalty, stop, seed, generator, int8, template; of models that fill in masks
+    repetition_penalty, min_tokens, samples, beams, length_penalty, stop, seed, generator, int8, template, adapters (which of the model's
+    adapters answers, for all prompts or one for each); of models that fill in masks
     (diffusion_lm) steps, block, remasking, guidance, samples and the last five. ValueError for settings that do not fit and for prompts
     that are empty or too long.
     """

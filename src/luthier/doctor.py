@@ -119,6 +119,24 @@ def objective_and_model(case: Case) -> str | None:
     return None
 
 
+def adapters(case: Case) -> str | None:
+    """Rows may name the adapter they are for."""
+    named = case.stream.adapters
+    wrong = [f"{where}: {told}" for name, where in named.items() if (told := unknown(case.model, name))]
+    if not wrong and named and case.objective.together:
+        where = next(iter(named.values()))
+        return f"{where}: objective {case.objective.kind} compares the rows of a step with each other, so no row can name an adapter of its own"
+    return "\n".join(wrong) or None
+
+
+def unknown(model: Model, adapter: str) -> str:
+    try:
+        model.running(adapter)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def heads(case: Case) -> str | None:
     present, declared = case.model.net.heads, case.objective.heads()
     for kind, labels in declared.items():
@@ -266,10 +284,10 @@ def disk(case: Case) -> str | None:
 
 
 CHECKS: tuple[Callable[[Case], str | None], ...] = (
-    data, objective_and_model, heads, something_to_learn, one_forward_pass, vocabulary, positions, rows_without_labels, cut_rows, end_of_answers,
+    data, objective_and_model, adapters, heads, something_to_learn, one_forward_pass, vocabulary, positions, rows_without_labels, cut_rows, end_of_answers,
     heads_that_learn_nothing, template_of_the_adapter, disk,
 )  # fmt: skip
-FIRST = (data, objective_and_model, something_to_learn)  # the others rest on these
+FIRST = (data, objective_and_model, adapters, something_to_learn)  # the others rest on these
 NOTES = (rows_without_labels, cut_rows)
 
 

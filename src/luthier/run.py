@@ -246,11 +246,12 @@ def ask(folder: Path, when: str, config: Run, ready: Ready) -> None:
     path = folder / "samples.json"
     if not config.samples or (when == "before" and path.exists()):
         return
-    cut = [split(row["messages"]) for row in ready.stream.held_out[: config.samples]]
+    rows = ready.stream.held_out[: config.samples]
+    cut, write = [split(row["messages"]) for row in rows], writer(ready)
     samples = read_json(path, [{"prompt": asked, "reference": reference} for asked, reference in cut])
     first = ready.attached.running()[0]  # of adapters in parallel, the first one answers
     with first, evaluating(ready.model), lowered(ready.model.net, config.training.precision if when == "after" else "fp32"):
-        answers = writer(ready)([asked for asked, _ in cut])
+        answers = ready.model.each_under([row.get("adapter", "") for row in rows], lambda mine: write([cut[i][0] for i in mine]))
     folders.write_json(path, [{**sample, when: answer.strip()} for sample, answer in zip(samples, answers, strict=True)])
 
 

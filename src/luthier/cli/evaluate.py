@@ -52,7 +52,9 @@ def evaluate(
         write = writer(model, max_tokens, temperature)
         found.figures[name] = task.measured(model, objective, measures, write) if task else {}
         if asked:
-            found.answers[name] = [text.strip() for text in write([question.messages for question in asked])]
+            chosen = [question.adapter if model.attached is not None else "" for question in asked]
+            texts = model.each_under(chosen, lambda mine, write=write: write([asked[i].messages for i in mine]))
+            found.answers[name] = [text.strip() for text in texts]
             found.figures[name] |= scored(asked, found.answers[name], measures)
     show(found)
     if out is not None:
@@ -124,11 +126,12 @@ class Task:
         from luthier.run import make
 
         objective = objective or fitting(self.rows[0], model)
+        rows = self.rows if model.attached is not None else [{**row, "adapter": ""} for row in self.rows]  # before, there were none
         settings: Sequence[Any] = names(measures) or (self.run.evaluation if self.run else ())
         settings = settings or (["perplexity"] if objective.predicts == "tokens" else [])
         wanted = [make("evaluation", setting) for setting in settings]
         sizes = {"length": self.run.data.length, "micro_tokens": self.run.training.micro_tokens} if self.run else {}
-        return measure(model, objective, self.rows, wanted, **sizes, answer=write, console=Console(stderr=True))
+        return measure(model, objective, rows, wanted, **sizes, answer=write, console=Console(stderr=True))
 
 
 def open_task(run: "Run | None", data: Path | None, most: int) -> Task:

@@ -17,6 +17,7 @@
 
 Conversations may have pictures: a column image (or images), or parts {"type": "image", "image": FILE} of a turn. The turn that shows them
 then has {"images": [FILE]} and says <image> where each stands; before the first question, if the row does not say where.
+Any row may name the adapter that it is for, where a model has several: a column adapter, kept as it is.
 """
 
 import json
@@ -90,6 +91,8 @@ def rename(row: Row, columns: Mapping[str, str | int]) -> dict[str, Any]:
 def normalise(row: Row, form: str, system: str | None = None) -> dict[str, Any]:
     """The row in its task's one shape. Raises ValueError where the row lacks what its form needs."""
     normal = _NORMAL[form](row)
+    if row.get("adapter") not in (None, ""):
+        normal["adapter"] = str(row["adapter"])
     if "messages" in normal:
         _show(normal["messages"], row)
         _check(normal["messages"])

@@ -47,6 +47,7 @@ class Part:
         self.rows, self.columns, self.system = rows, data.columns, data.system
         self.form = forms.detect(self._readable(20)) if data.form == "auto" else data.form
         self.train = np.arange(len(rows))
+        self.adapters: dict[str, int] = {}  # that rows name -> the first row that does
 
     def __getitem__(self, index: int) -> dict:
         try:
@@ -62,7 +63,8 @@ class Part:
     def check(self) -> None:
         """Looks at the rows (evenly spread ones of a very large file); the first bad one raises."""
         for index in np.unique(np.linspace(0, len(self.rows) - 1, min(CHECKED, len(self.rows))).astype(int)):
-            self.look(int(index))
+            self.adapters.setdefault(self.look(int(index)).get("adapter", ""), int(index))
+        self.adapters.pop("", None)
 
     def look(self, index: int) -> dict:
         """A row, once it is sure that its pictures are there."""
@@ -129,6 +131,13 @@ class Stream:
         return self.parts[0].form
 
     @property
+    def adapters(self) -> dict[str, str]:
+        """The adapters that rows name, and where the first one does."""
+        held_out = {row.get("adapter", ""): f"held-out row {i + 1}" for i, row in reversed([*enumerate(self.held_out)])}
+        trained = {name: part.rows.where(index) for part in reversed(self.parts) for name, index in part.adapters.items()}
+        return {name: where for name, where in (held_out | trained).items() if name}
+
+    @property
     def epoch(self) -> float:
         """How many times the data has been gone through."""
         return self.position / self.epoch_size
@@ -192,7 +201,7 @@ def open_stream(data: Data, seed: int) -> Stream:
     sources = data.sources
     parts = [_open(source, data) for source in sources]
     kinds = {part.form: str(part.rows.path) for part in parts}
-    shapes = {frozenset(set(part[0]) - {"pair"}): str(part.rows.path) for part in parts}
+    shapes = {shape(part[0]): str(part.rows.path) for part in parts}
     if len(shapes) > 1:
         told = ", ".join(f"{path} ({form})" for form, path in kinds.items())
         raise ValueError(f"these files hold different things and cannot be mixed: {told}; name data.form if one was taken for another")
@@ -201,6 +210,11 @@ def open_stream(data: Data, seed: int) -> Stream:
         held_out = [row for part in parts for row in part.validate(data.validation, seed)]
     weights = [source.weight for source in sources]
     return Stream(parts, None if weights[0] is None else [float(weight or 0) for weight in weights], seed, data.shuffle, held_out)
+
+
+def shape(row: dict) -> frozenset[str]:
+    """What a row holds beside what it may leave out."""
+    return frozenset(row) - {"pair", "adapter"}
 
 
 def _open(source: Source, data: Data) -> Part:
@@ -215,7 +229,7 @@ def _hold_out(parts: list[Part], data: Data, seed: int) -> list[dict]:
         if any(Path(data.held_out).resolve() == part.rows.path.resolve() for part in parts):
             raise ValueError(f"data.held_out={data.held_out} is also trained on; give another file, or a share")
         part = _open(Source(data.held_out), data)
-        if set(part[0]) - {"pair"} != set(parts[0][0]) - {"pair"}:
+        if shape(part[0]) != shape(parts[0][0]):
             raise ValueError(
                 f"data.held_out={data.held_out} is {part.form!r}, the training rows are {parts[0].form!r}; give rows of the same form"
             )

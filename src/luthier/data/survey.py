@@ -66,6 +66,7 @@ def read_as(row: dict, template: Template | None) -> tuple[str, Ranges]:
         return template.spans(row["messages"])
     if "image" in row:
         return f"{IMAGE}{first(row['text'])}", [(len(IMAGE), len(IMAGE) + len(first(row["text"])))]
+    row = {key: value for key, value in row.items() if key != "adapter"}
     text = row["text"] if set(row) == {"text"} else "\n".join(f"{key}: {value}" for key, value in row.items())
     return text, [(0, len(text))]
 

@@ -5,7 +5,7 @@ Likelihoods and predictions come out of one pass over the rows, packed as in tra
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -60,12 +60,13 @@ def measure(
     """The loss on normalised rows, as {"loss": nats per label}, and the figures of every measure.
 
     answer: how the model writes answers, needed by measures of texts. console: shows progress there. The net's training mode is kept.
-    Of adapters that run in parallel each is measured for itself, and the figures are their means.
+    Of adapters that run in parallel each is measured for itself, and the figures are their means; rows that name one are read by that one.
     """
     for wanted in measures:
         check_fit(wanted, objective, answer is not None)
     each = []
-    for running in model.running():
+    free = any(not row.get("adapter") for row in rows)
+    for running in model.running()[: None if free else 1]:
         with running:
             each.append(_measured(model, objective, rows, measures, length, micro_tokens, answer, console))
     return {name: sum(figures[name] for figures in each) / len(each) for name in each[0]} if len(each) > 1 else each[0]
@@ -92,7 +93,7 @@ def _measured(
             figures |= wanted.score(tally.predictions, tally.references)
         else:
             assert answer is not None
-            written = written or write_answers(rows, answer)
+            written = written or write_answers(model, rows, answer)
             figures |= wanted.score(*written)
     return figures
 
@@ -118,18 +119,24 @@ def go_over(model: Model, objective: Objective, batches: Iterable[Batch], predic
     with evaluating(model):
         for batch in batches:
             here = batch.to(model.device)
-            hidden = objective.forward(model.net, here)
-            terms = objective.loss(hidden, model.net.heads, here)
+            with asked_for(model, batch):
+                hidden = objective.forward(model.net, here)
+                terms = objective.loss(hidden, model.net.heads, here)
+                if predicting:
+                    tally.predictions += objective.predict(hidden, model.net.heads, here)
+                    tally.references += objective.references(batch)
             for name, term in terms.items():
                 tally.sums[name] += float(term.sum) * term.weight
                 tally.counts[name] += term.count
             if objective.predicts == "tokens":
                 tally.nats.append(sum(float(term.sum) for term in terms.values()))
                 tally.sizes.append((sum(term.count for term in terms.values()), size_bytes(batch, model)))
-            if predicting:
-                tally.predictions += objective.predict(hidden, model.net.heads, here)
-                tally.references += objective.references(batch)
     return tally
+
+
+def asked_for(model: Model, batch: Batch) -> AbstractContextManager[None]:
+    """Inside, the adapter that the batch's rows name is at work."""
+    return model.running(batch.adapter)[0] if batch.adapter else nullcontext()
 
 
 def size_bytes(batch: Batch, model: Model) -> int:
@@ -139,10 +146,10 @@ def size_bytes(batch: Batch, model: Model) -> int:
     return sum(len(text.encode("utf-8")) for text in texts)
 
 
-def write_answers(rows: Sequence[dict], answer: Answer) -> tuple[list[str], list[str]]:
+def write_answers(model: Model, rows: Sequence[dict], answer: Answer) -> tuple[list[str], list[str]]:
     """What the model says in the place of each row's last answer, and that answer."""
     cut = [split(row["messages"]) for row in rows]
-    answers = answer([asked for asked, _ in cut])
+    answers = model.each_under([row.get("adapter", "") for row in rows], lambda mine: answer([cut[i][0] for i in mine]))
     return [text.strip() for text in answers], [reference.strip() for _, reference in cut]
 
 

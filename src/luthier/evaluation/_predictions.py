@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from luthier.evaluation._measure import Answer, evaluating, write_answers
+from luthier.evaluation._measure import Answer, asked_for, evaluating, write_answers
 from luthier.objectives._batch import Batch, Example, collate, once
 from luthier.objectives._objective import Objective
 from luthier.sources.model import Model
@@ -31,15 +31,17 @@ def predictions(
     with evaluating(model):
         for batch in once(objective, rows, model, length, micro_tokens):
             here = batch.to(model.device)
-            states = objective.forward(model.net, here)
-            told = said(model, objective, states, here) if objective.predicts in TOLD else [{}] * batch.rows
+            with asked_for(model, batch):
+                states = objective.forward(model.net, here)
+                told = said(model, objective, states, here) if objective.predicts in TOLD else [{}] * batch.rows
+                lost = losses(model, objective, states, batch.examples)
             for example, entry in zip(batch.examples, told, strict=True):
                 found.setdefault(example.row, {"row": example.row} | entry)
-            for example, (nats, labels) in zip(batch.examples, losses(model, objective, states, batch.examples), strict=False):
+            for example, (nats, labels) in zip(batch.examples, lost, strict=False):
                 sums[example.row][0] += nats
                 sums[example.row][1] += labels
     if answer is not None:
-        for i, (written, reference) in enumerate(zip(*write_answers(rows, answer), strict=True)):
+        for i, (written, reference) in enumerate(zip(*write_answers(model, rows, answer), strict=True)):
             found.setdefault(i, {"row": i}).update(reference=reference, written=written)
     for row, (nats, labels) in sums.items():
         found[row] |= {"loss": nats / max(1, labels), "labels": labels}

@@ -1,7 +1,7 @@
 """Questions for a model, from a file of any common form; an answer beside a question is its reference, and may be missing."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ RIGHT = ("reference", *COMPLETION)
 
 @dataclass(frozen=True)
 class Question:
-    """A conversation that ends with the user, and what the right answer is, "" where nobody said."""
+    """A conversation that ends with the user, what the right answer is, and which adapter is asked; "" where nobody said."""
 
     messages: list[dict]
     reference: str
+    adapter: str = ""
 
 
 def read_questions(path: str | Path, most: int | None = None) -> list[Question]:
@@ -27,7 +28,7 @@ def read_questions(path: str | Path, most: int | None = None) -> list[Question]:
     found = []
     for i in range(min(len(rows), most or len(rows))):
         try:
-            found.append(question(rows[i]))
+            found.append(replace(question(rows[i]), adapter=str(rows[i].get("adapter") or "")))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{rows.where(i)}: no question there ({error}); give a question, a prompt or messages") from None
     return found

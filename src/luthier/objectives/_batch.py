@@ -45,6 +45,7 @@ class Example:
     note: Any = None  # what predict() needs to know beside the batch
     sizes: dict[str, int] = field(default_factory=dict)  # term -> what its loss is divided by, where that is not its labels
     pictures: tuple[Tensor, ...] = ()  # (C, Y, X) each, in the order of their places
+    adapter: str = ""  # that the row names; "": whatever is at work
     row: int = -1  # of once(): which row it is from; of Batches: the sample's place in its epoch
 
     @property
@@ -72,6 +73,11 @@ class Batch:
     @property
     def rows(self) -> int:
         return len(self.examples)
+
+    @property
+    def adapter(self) -> str:
+        """That all of its rows name; "": whatever is at work."""
+        return self.examples[0].adapter if self.examples else ""
 
     @property
     def labelled(self) -> int:
@@ -174,10 +180,17 @@ def _tensor(values: list[Any]) -> Tensor:
 def pack(examples: Sequence[Example], micro_tokens: int, together: bool = False) -> list[Batch]:
     """Micro-batches of at most micro_tokens; an example that is longer goes alone. Similar lengths stand together.
 
+    Rows that name different adapters are in different ones: a forward pass under one adapter is cheaper than one under several, row by row.
     together: one batch of them all, in their order.
     """
+    adapters = dict.fromkeys(example.adapter for example in examples)
+    if together and len(adapters) > 1:
+        told = ", ".join(filter(None, adapters))
+        raise ValueError(f"rows that are compared with each other take one forward pass, so they cannot name adapters of their own: {told}")
     if together:
         return [collate(examples)] if examples else []
+    if len(adapters) > 1:
+        return [batch for name in adapters for batch in pack([each for each in examples if each.adapter == name], micro_tokens)]
     groups: list[list[Example]] = []
     room = 0
     for example in sorted(examples, key=lambda example: -max(example.documents)):
@@ -215,7 +228,7 @@ def encode(objective: "Objective", samples: Sequence[Sample], model: Model, leng
     for reading in readings:
         examples = objective.examples(reading, model, length)
         for example in examples:
-            example.row = reading.sample.index
+            example.row, example.adapter = reading.sample.index, reading.sample.row.get("adapter", "")
             example.stack = objective.stack if model.encoder_decoder and not objective.pairs else ""
             if template is not None:
                 _place(example, template)

@@ -33,6 +33,7 @@ def generate_texts(
     int8: bool = False,
     template: Template | None = None,
     images: Sequence[Sequence[str | Path]] | None = None,
+    adapters: Sequence[str] | str = (),
     **sampling: Any,
 ) -> list[str]:
     """One new text for each prompt (`samples` for each, in turn), without the prompt, the end token or the stop string.
@@ -41,11 +42,24 @@ def generate_texts(
     none is given) with the header of an answer behind it. stop: strings that end a text. seed or generator: the same one gives the same
     texts; without, torch's global generator is used. int8: weights in 8 bits. sampling: min_tokens, top_k, top_p, repetition_penalty,
     samples, beams, length_penalty. images: for each prompt the files that its places <image> show, where it is a string (turns of a
-    conversation have their own "images"); of models that fill in masks (diffusion_lm) samples, steps, block, remasking, guidance. ValueError
+    conversation have their own "images"). adapters: the adapter that answers, for all prompts or one for each ("": those at work), where the
+    model has several. Of models that fill in masks (diffusion_lm) samples, steps, block, remasking, guidance. ValueError
     for settings that do not fit and for prompts that are empty or too long.
     """
     settings = settings_of(model, {"max_tokens": max_tokens, "temperature": temperature, **sampling}, OTHERS)
     questions = _separate(prompts)
+    if adapters:
+        names = [adapters] * len(questions) if isinstance(adapters, str) else list(adapters)
+        if len(names) != len(questions):
+            raise ValueError(f"{len(names)} adapters for {len(questions)} prompts; name one for each, or one for all")
+        generator = torch.Generator(model.device).manual_seed(seed) if seed is not None else generator
+        rest = {"stop": stop, "generator": generator, "int8": int8, "template": template, **sampling}
+
+        def answered(mine: list[int]) -> list[str]:
+            shown = None if images is None else [images[i] for i in mine]
+            return generate_texts(model, [questions[i] for i in mine], max_tokens, temperature, images=shown, **rest)
+
+        return model.each_under(names, answered, settings.samples)
     asked = [Asked(model, prompt, stop, template, shown) for prompt, shown in zip(questions, images or [()] * len(questions), strict=True)]
     if not asked:
         return []

@@ -1,5 +1,6 @@
 """A model ready for use: the net, its tokenizer and chat template, and its anatomy; ours or transformers', the same from here on."""
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -85,9 +86,24 @@ class Model:
         self.attached = None
         return difference
 
-    def running(self) -> list[AbstractContextManager[None]]:
-        """What a text runs under, once in each: as the model stands, or of adapters in parallel one after the other."""
-        return [nullcontext()] if self.attached is None else self.attached.running()
+    def running(self, name: str = "") -> list[AbstractContextManager[None]]:
+        """What a text runs under, once in each: as the model stands, or of adapters in parallel one after the other.
+
+        name: of the one adapter that the text asks for. ValueError where there is none of that name.
+        """
+        if self.attached is None and name:
+            raise ValueError(f"no adapter is called {name!r}: {self.source or 'this model'} has none that was trained or loaded with it")
+        return [nullcontext()] if self.attached is None else self.attached.running(name)
+
+    def each_under(self, names: Sequence[str], do: Callable[[list[int]], list[Any]], times: int = 1) -> list[Any]:
+        """What `do` makes of items, by their numbers: all that name one adapter at once, under it. In the items' order, `times` of each."""
+        found: dict[int, list[Any]] = {}
+        for name in dict.fromkeys(names):
+            mine = [i for i, other in enumerate(names) if other == name]
+            with self.running(name)[0] if name else nullcontext():
+                made = do(mine)
+            found |= {i: made[at * times : (at + 1) * times] for at, i in enumerate(mine)}
+        return [each for i in range(len(names)) for each in found[i]]
 
     def _tuned(self) -> Any:
         if self.attached is None:

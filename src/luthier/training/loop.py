@@ -234,7 +234,7 @@ def advance(net: Net, objective: "Objective", state: State, training: Training, 
         state.scale.learn(math.isfinite(norm))
     if math.isfinite(norm):
         moving.step()
-        state.attached.after_step(step + 1)
+        state.cut(state.attached.after_step(step + 1))
         state.average.update(step + 1)
     elif state.scale and state.scale.value >= LossScale.smallest:
         figures |= {"norm": None, "skipped": state.scale.value}
@@ -256,16 +256,17 @@ def accumulate(
 
     def loss_of(batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
         parts: dict[str, Tensor] = {}
-        for running in attached.running():  # members of a parallel composition learn as if each were alone
+        for running in attached.running(batch.adapter):  # members of a parallel composition learn as if each were alone
             with running:
                 parts = {name: parts.get(name, 0) + value for name, value in _parts(net, objective, batch, counts).items()}
         return _trainable(sum(parts.values()), scale), parts  # type: ignore[arg-type]
 
     with lowered(net, precision):
         for batch in micro:
+            passes = len(attached.running(batch.adapter))
             for parts in lanes.backward(loss_of, batch.to(device), net, trained, objective.together):
                 for name, value in parts.items():
-                    values[name] = values.get(name, 0) + value.detach() / len(attached.running())
+                    values[name] = values.get(name, 0) + value.detach() / passes
     penalty = attached.penalty()
     if penalty is not None:
         _trainable(penalty, scale).backward()

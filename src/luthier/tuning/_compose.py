@@ -6,7 +6,7 @@ of a stack that train the same parameter train one and the same, and a task's he
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Way:
     ends: tuple[int, ...] = ()
     total: int | None = None
     names: tuple[str, ...] = ()  # of all adapters that it rests on
+    called: str = ""  # by rows, where a parallel composition names its members
 
 
 @dataclass
@@ -66,13 +67,22 @@ class Grown:
     def names(self) -> tuple[str, ...]:
         return tuple(self.called(f"{kind}{i}" if i > 1 else kind) for kind, count in self.labels.items() for i in range(1, count + 1))
 
+    def check_names(self, ways: Sequence[Way]) -> None:
+        """A way that rows call by a name is not another member's, nor another way's."""
+        counts = Counter(way.called for way in ways if way.called)
+        taken = [name for name, count in counts.items() if count > 1]
+        taken += [way.called for way in ways if (own := self.called(way.called)) in self.names and way.groups != ((own,),)]
+        if taken:
+            raise ValueError(f"two members of a parallel composition would be called {taken[0]!r}; give them other names")
+
     def ways(self, node: Any) -> list[Way]:
         """Puts a method or a composition on the model; how a text runs through it."""
         match node:
             case Stack():
                 return [_joined(ways) for ways in product(*[self.ways(member) for member in node.stack])]
             case Parallel():
-                return [way for member in node.parallel for way in self.ways(member)]
+                called = node.names or ("",) * len(node.parallel)
+                return [_called(way, name) for name, member in zip(called, node.parallel, strict=True) for way in self.ways(member)]
             case Split():
                 return [self._split(node, self._single(node))]
             case Average() | Fuse():
@@ -161,6 +171,7 @@ def compose(anatomy: Anatomy, node: Node, name: str, make: Make | None = None, m
     grown = Grown(anatomy, name, make or (lambda member, _, own: member.attach(anatomy, own)))
     try:
         ways = grown.ways(node)
+        grown.check_names(ways)
         for way in ways:
             share(anatomy, way.groups, way.names, grown.members.values())
     except BaseException:
@@ -187,7 +198,10 @@ def compose(anatomy: Anatomy, node: Node, name: str, make: Make | None = None, m
     if any(member.penalty_of for member in each):
         attached.penalty_of = lambda: torch.stack([found for member in each if (found := member.penalty()) is not None]).sum()
     attached.begin_of = lambda steps: _all(member.begin(steps) for member in each)
-    attached.step_of = lambda step: _all(member.after_step(step) for member in each)
+    attached.step_of = lambda step: {
+        f"{label}.{key}": cut for label, one in grown.members.items() for key, cut in one.after_step(step).items()
+    }
+    attached.fits_of = lambda key, shape: grown.members[key.partition(".")[0]].fits(key.partition(".")[2], shape)
     return attached
 
 
@@ -220,7 +234,13 @@ def _joined(ways: Sequence[Way]) -> Way:
         raise ValueError("a stack holds two splits, and a text is split once: put both in one split, with a stack for each part")
     by = cut[0] if cut else ways[0]
     groups = [tuple(name for way in ways for name in way.groups[i if way is by else 0]) for i in range(len(by.groups))]
-    return Way(tuple(groups), by.ends, by.total, tuple(name for way in ways for name in way.names))
+    names = tuple(name for way in ways for name in way.names)
+    return Way(tuple(groups), by.ends, by.total, names, "_".join(way.called for way in ways if way.called))
+
+
+def _called(way: Way, name: str) -> Way:
+    """Under the name that a parallel composition gives it, in front of one that it has from within."""
+    return replace(way, called="_".join(filter(None, (name, way.called))))
 
 
 def _register(anatomy: Anatomy, name: str, ways: list[Way], names: tuple[str, ...]) -> tuple[str, ...]:
@@ -231,7 +251,8 @@ def _register(anatomy: Anatomy, name: str, ways: list[Way], names: tuple[str, ..
         return ()
     passes = []
     for i, way in enumerate(ways):
-        passes.append(way.groups[0][0] if way.groups[0] == way.groups[-1] and len(way.groups[0]) == 1 else f"{name}_{i + 1}")
+        alone = way.groups[0] == way.groups[-1] and len(way.groups[0]) == 1
+        passes.append(f"{name}_{way.called}" if way.called else way.groups[0][0] if alone else f"{name}_{i + 1}")
         if passes[-1] not in names:
             anatomy.switch.named[passes[-1]] = Named(way.groups, way.ends, way.total)
     anatomy.switch.named[name] = Named(passes=tuple(passes), all=(*names, *(each for each in passes if each not in names)))

@@ -55,12 +55,17 @@ class Average:
 
 @dataclass(frozen=True)
 class Parallel:
-    """Each member reads every text for itself: it trains as if alone, and has an answer of its own."""
+    """Each member reads every text for itself: it trains as if alone, and has an answer of its own. A row may name the one that reads it."""
 
     parallel: Members
+    names: tuple[str, ...] = ()  # what rows call the members, in a column `adapter`; by their kinds (lora, lora2) when left out
 
     def __post_init__(self) -> None:
         _check(self, 2)
+        if self.names and (len(self.names) != len(self.parallel) or len({*self.names}) < len(self.names)):
+            raise ValueError(f"parallel has {len(self.parallel)} members and the names {', '.join(self.names)}; give each one of its own")
+        if wrong := [name for name in self.names if not name.isidentifier()]:
+            raise ValueError(f"a member of parallel cannot be called {wrong[0]!r}: letters, digits and _")
 
 
 @dataclass(frozen=True)

@@ -70,9 +70,10 @@ def _give(part: nn.Module, parameter: str, value: nn.Parameter) -> None:
 
 def _refuse_decomposed(path: str, around: Around, names: Sequence[str]) -> None:
     """DoRA takes the norm of the base's own weight."""
-    here = [(name, part) for name in names for _, _, part in parts(around, name) if adds(part)]
-    for i, (name, part) in enumerate(here):
+    here = [(name, part, role) for name in names for role, _, part in parts(around, name) if adds(part)]
+    for i, (name, part, role) in enumerate(here):
         others = here[:i] + [each for each in here[i + 1 :] if isinstance(each[1], Own) and "weight" in each[1].own]
+        others = [each for each in others if each[2] == role or None in (each[2], role)]  # two roles of one projection do not meet
         if isinstance(part, Decomposed) and others:
             raise ValueError(
                 f"{path}: {name} (dora) takes the norm of the model's own weight, which {others[0][0]} changes: let dora stand first, or leave "
