@@ -181,3 +181,22 @@ def test_a_paged_run_and_its_resume_equal_the_plain_run(tmp_path: Path, monkeypa
     for step in (3, 6):
         one, other = (load_file(tmp_path / name / "checkpoints" / f"step-{step}" / "optimizer.safetensors") for name in ("plain", "paged"))
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("resident_mb", [0, 1])
+def test_state_of_entries_that_went_goes_with_them(tmp_path: Path, resident_mb: int):
+    """Half of the rows of one parameter and of the columns of another, in the middle of a run: paged as plain."""
+    plain, paged = parameters(), parameters()
+    movings = built(plain, tmp_path), built(paged, tmp_path, paged=True, resident_mb=resident_mb)
+    kept = {"wide": (0, torch.arange(64) % 2 == 0), "late": (1, torch.arange(48) % 3 == 0)}
+    for values, moving in zip((plain, paged), movings, strict=True):
+        walk(moving, values, range(1, 4))
+        for name, (dim, mask) in kept.items():
+            values[name].grad = None
+            values[name].data = optimizer.left(values[name].detach(), dim, mask)
+            optimizer.cut(moving, name, dim, mask)
+        walk(moving, values, range(4, 7))
+    first, second = (optimizer.state(moving) for moving in movings)
+    assert first.keys() == second.keys() and first["wide/exp_avg"].shape == (32, 96) and first["late/exp_avg"].shape == (48, 16)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert all(torch.equal(plain[name], paged[name]) for name in plain)

@@ -1,7 +1,9 @@
 """AdaLoRA: scores, budget and masks step by step as peft's allocator makes them; ranks that really go; resuming; files both ways."""
 
 import json
+import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -13,11 +15,15 @@ from torch import nn
 from kinds import LESS, THEIRS, build, logits, shake, tokens
 from luthier.anatomy.anatomy import anatomy
 from luthier.anatomy.merge import merge
+from luthier.run import Ready, Run, prepare, run, steps
+from luthier.training import checkpoint
+from luthier.training.loop import last
 from luthier.tuning._attached import Attached
 from luthier.tuning._read import read
 from luthier.tuning._tune import attach, made
-from luthier.tuning.adalora import AdaLoRA
+from luthier.tuning.adalora import AdaLoRA, _Allocator
 from pefts import ours_of, with_peft
+from tinyrun import write_run
 
 SHORT = {"roles": ("q", "v"), "rank": 4, "target": 2, "alpha": 8.0, "steps": 12, "warmup": 2, "final": 3, "every": 2}
 all_kinds = pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow if kind in LESS else ()) for kind in THEIRS])
@@ -67,6 +73,9 @@ def test_scores_masks_and_weights_are_pefts_step_by_step():
         its.step()
         other.base_model.update_and_allocate(step)  # type: ignore[union-attr, operator]
         for name, (key, value) in pairs.items():
+            if step == 12:  # the others are gone
+                kept = attached.memory[f"{name.rpartition('.')[0]}.kept"]
+                value = value[:, kept] if name.endswith(".b") else value[kept]
             torch.testing.assert_close(attached.parameters[name], value, rtol=1e-9, atol=1e-12)
             if step < 9:  # afterwards it has forgotten them
                 averages = (
@@ -75,7 +84,9 @@ def test_scores_masks_and_weights_are_pefts_step_by_step():
                 )
                 torch.testing.assert_close(attached.memory[f"{name}.importance"], averages[0], rtol=1e-9, atol=1e-15)
                 torch.testing.assert_close(attached.memory[f"{name}.uncertainty"], averages[1], rtol=1e-9, atol=1e-15)
-        gone.append(sum(int((value == 0).sum()) for name, value in attached.parameters.items() if name.endswith(".e")))
+        gone.append(
+            16 - sum(int((value != 0).sum()) for name, value in attached.parameters.items() if name.endswith(".e")) if step > 1 else 0
+        )
     assert gone[:3] == [0, 0, 0] and gone[3] > 0 and gone[8:] == [8] * 4  # half of 4 matrices' 4 ranks
 
 
@@ -103,12 +114,106 @@ def test_ranks_that_went_are_not_in_the_file(tmp_path):
     again = build("llama")
     back = read(anatomy(again), tmp_path)
     torch.testing.assert_close(logits(again), logits(net), rtol=0, atol=1e-5)
-    assert sum(p.numel() for p in back.parameters.values()) < 0.6 * sum(p.numel() for p in attached.parameters.values())
+    assert sum(p.numel() for p in back.parameters.values()) == sum(p.numel() for p in attached.parameters.values())
     torch.testing.assert_close(logits(with_peft("llama", tmp_path)), logits(net), rtol=0, atol=1e-5)
     back.save(tmp_path / "again")
     third = build("llama")
     read(anatomy(third), tmp_path / "again")
     torch.testing.assert_close(logits(third), logits(net), rtol=0, atol=1e-5)
+
+
+def finished(method: AdaLoRA, folder: Path, **training) -> tuple[Attached, dict[str, torch.Tensor], dict]:
+    """A run of 12 steps by the loop over a toy's worth of batches; what is attached then, and its file."""
+    config = Run.from_yaml(write_run(folder, training={"steps": 12, "save_every": 5, **training}))
+    config = replace(config, tuning=method)
+    attached = []
+
+    def kept(config: Run) -> Ready:
+        ready = prepare(config)
+        attached.append(ready.attached)
+        return ready
+
+    last(steps(config, make_ready=kept))
+    settings = json.loads((folder / "out" / "adapter" / "adapter_config.json").read_text())
+    return attached[0], load_file(folder / "out" / "adapter" / "adapter_model.safetensors"), settings
+
+
+@pytest.mark.parametrize("training", [{}, {"optimizer": "adafactor"}, {"paged": True, "resident_mb": 0}], ids=str)
+@pytest.mark.parametrize("fields", [{"final": 0}, {"final": 3}], ids=str)
+def test_ranks_leave_the_memory_and_the_file_is_as_if_they_were_masked(
+    fields: dict, training: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings = {name: value for name, value in SHORT.items() if name != "steps"} | fields
+    folders = [tmp_path / name for name in ("masked", "removed")]
+    for folder in folders:
+        folder.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(_Allocator, "_remove", lambda self: {})
+        masked, want, pattern = finished(AdaLoRA(**settings), folders[0], **training)
+    removed, found, other = finished(AdaLoRA(**settings), folders[1], **training)
+    assert found.keys() == want.keys() and pattern == other
+    assert all(torch.equal(found[name], value) for name, value in want.items())
+    ranks = {name: len(value) for name, value in removed.parameters.items() if name.endswith(".e")}
+    assert sum(ranks.values()) == 8 and sum(p.numel() for p in removed.parameters.values()) < 0.6 * sum(
+        p.numel() for p in masked.parameters.values()
+    )
+    assert sum(value.numel() for name, value in removed.memory.items() if not name.endswith(".kept")) == 0
+    last_one = checkpoint.read(folders[1] / "out" / "checkpoints" / "step-12")
+    for key, value in last_one.tensors.get("optimizer", {}).items():
+        name, _, field = key.rpartition("/")
+        shape = removed.parameters[name].shape
+        assert value.shape in ((), shape, shape[:1] if field == "rows" else shape[1:]), key
+
+
+@pytest.mark.parametrize("fields", [{"final": 0}, {"final": 4}], ids=str)
+def test_a_run_goes_on_to_the_bit_across_the_removal(fields: dict, tmp_path: Path):
+    settings = {name: value for name, value in SHORT.items() if name != "steps"} | fields
+    training = {"ema": 0.5, "save_every": 1, "keep": 20}
+    _, want, _ = finished(AdaLoRA(**settings), tmp_path, **training)
+    config = replace(Run.from_yaml(tmp_path / "run.yaml"), tuning=AdaLoRA(**settings))
+    assert sum(len(value) for name, value in want.items() if name.endswith("lora_E")) == 8
+    for step in (7, 12):
+        for later in range(step + 1, 13):
+            shutil.rmtree(tmp_path / "out" / "checkpoints" / f"step-{later}")
+        run(config, resume="auto")
+        found = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+        assert all(torch.equal(found[name], value) for name, value in want.items()), step
+
+
+def test_weights_from_before_the_removal_come_back_whole():
+    net = build("llama")
+    attached = attach(anatomy(net), made("adalora", SHORT))
+    train(net, attached, torch.optim.SGD(attached.parameters.values(), 0.5), 1, 7)
+    early, want = {name: value.clone() for name, value in attached.state().items()}, logits(net)
+    train(net, attached, torch.optim.SGD(attached.parameters.values(), 0.5), 8, 12)
+    late, after = {name: value.clone() for name, value in attached.state().items()}, logits(net)
+    assert sum(value.numel() for value in late.values()) < 0.3 * sum(value.numel() for value in early.values())
+    attached.load_state(early)
+    torch.testing.assert_close(logits(net), want, rtol=0, atol=0)
+    attached.load_state(late)
+    torch.testing.assert_close(logits(net), after, rtol=0, atol=0)
+    wrong = late | {"decoder.0.q.a": torch.zeros(2, 7)}
+    with pytest.raises(ValueError, match=r"of another shape: decoder\.0\.q\.a"):
+        attached.load_state(wrong)
+    torch.testing.assert_close(logits(net), after, rtol=0, atol=0)
+
+
+def test_a_matrix_may_lose_all_its_ranks(tmp_path: Path):
+    net = build("llama")
+    attached = attach(anatomy(net), made("adalora", SHORT | {"steps": 2, "warmup": 0, "final": 0, "orthogonal": 0.0}))
+    shake(attached.parameters, 0.1)
+    with torch.no_grad():
+        for name, value in attached.parameters.items():
+            if name.startswith("decoder.0.q"):
+                value.mul_(1e-6)  # the lowest scores
+    optimizer = torch.optim.AdamW(attached.parameters.values(), 1e-9, fused=True)
+    train(net, attached, optimizer, 1, 2)
+    assert attached.parameters["decoder.0.q.a"].shape == (0, 32)
+    want = logits(net)
+    attached.save(tmp_path)
+    again = build("llama")
+    read(anatomy(again), tmp_path)
+    torch.testing.assert_close(logits(again), want, rtol=0, atol=1e-5)
 
 
 def test_resuming_goes_on_to_the_bit():

@@ -23,8 +23,7 @@ class Average:
 
     @torch.no_grad()
     def load(self, means: Mapping[str, Tensor]) -> None:
-        for name, mean in self.means.items():
-            mean.copy_(means[name])
+        self.means = {name: means[name].to(mean, copy=True) for name, mean in self.means.items()}
 
     @torch.no_grad()
     def adopt(self) -> None:

@@ -98,6 +98,24 @@ def load_state(optimizer: Moving, tensors: Mapping[str, Tensor]) -> None:
             optimizer.put_away([parameter])
 
 
+def cut(optimizer: Moving, name: str, dim: int, kept: Tensor) -> None:
+    """A parameter has lost entries of a dimension: its memory loses the same ones. kept: (entries before,) bool."""
+    parameter = named(optimizer)[name]
+    memory = optimizer.state.get(parameter, {})
+    if isinstance(optimizer, Paged):
+        optimizer.forget(parameter)
+    lost = {"rows": 1, "columns": 0}  # Adafactor's means are over the other dimension of a matrix
+    for field, value in memory.items():
+        if isinstance(value, Tensor) and value.dim() and lost.get(field) != dim:
+            memory[field] = left(value, 0 if field in lost else dim, kept)
+    if isinstance(optimizer, Paged):
+        optimizer.put_away([parameter])
+
+
+def left(value: Tensor, dim: int, kept: Tensor) -> Tensor:
+    return value.index_select(dim, kept.nonzero()[:, 0].to(value.device))
+
+
 def clip(parameters: Sequence[Tensor], limit: float) -> Tensor:
     """Scales the gradients to a global norm of at most `limit` (0: only measures) and returns the norm before."""
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]

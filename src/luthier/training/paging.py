@@ -95,6 +95,14 @@ class Paged:
         if len(self.homes) > known:
             trim()
 
+    def forget(self, parameter: Tensor) -> None:
+        """Its state is about to have new tensors: where the old ones live is given back."""
+        for name, value in self.state.get(parameter, {}).items():
+            self.homes.pop((parameter, name), None)
+            if (parameter, name) in self.kept:
+                self.kept.remove((parameter, name))
+                self.kept_bytes -= value.nbytes
+
     def _bring(self, page: Sequence[Tensor]) -> None:
         """From pinned memory onto the GPU. What is mapped comes in as the step reads it, and is changed where it is."""
         for parameter in page:

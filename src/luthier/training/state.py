@@ -1,5 +1,6 @@
 """Where a run stands: everything that changes while it trains, and so everything that a checkpoint holds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from luthier.training.settings import Training
 
 if TYPE_CHECKING:
     from luthier.objectives._batches import Batches
-    from luthier.tuning._attached import Attached
+    from luthier.tuning._attached import Attached, Cut
 
 
 @dataclass
@@ -72,6 +73,13 @@ class State:
             "random": random.state(),
         }
         return Saved(self.record.step, tensors, state)
+
+    def cut(self, cuts: "Mapping[str, Cut] | None") -> None:
+        """Parameters have become smaller: so does what is remembered of them."""
+        for name, (dim, kept) in (cuts or {}).items():
+            optimizer.cut(self.optimizer, name, dim, kept)
+            if name in self.average.means:
+                self.average.means[name] = optimizer.left(self.average.means[name], dim, kept)
 
     def restore(self, saved: Saved) -> None:
         self.restore_weights(saved)

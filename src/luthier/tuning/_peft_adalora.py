@@ -35,8 +35,8 @@ def adalora(attached: Attached, names: Names) -> Written:
     pattern: dict[str, list[bool]] = {}
     for module, terms in found.items():
         triples = zip(names.places[module], terms, remaining[module], strict=True)
-        there = [(place, term, rows) for place, term, rows in triples if term is not None and rows is not None]
-        tensors |= _tensors(names, module, there, (most + 1e-5) / (method.rank + 1e-5))
+        there = [(place, term.left(), rows) for place, term, rows in triples if term is not None and rows is not None]
+        tensors |= _tensors(names, module, [each[:2] for each in there], (most + 1e-5) / (method.rank + 1e-5))
         exact = there[0][2].tolist() if len(terms) == 1 else [True] * sum(fused[module])
         pattern[f"{module}.lora_E"] = exact + [False] * (most - len(exact))
     stored = beside(attached, names)
@@ -60,11 +60,10 @@ def _terms(names: Names, module: str, name: str) -> list[Triplets | None]:
 
 
 def _tensors(names: Names, module: str, there: list[Any], stretch: float) -> dict[str, Tensor]:
-    a_KI = torch.cat([term.a_RI.detach()[rows] for _, term, rows in there])
-    e_K1 = torch.cat([term.e_R1.detach()[rows] for _, term, rows in there]) * stretch
+    a_KI = torch.cat([a for _, (a, _, _) in there])
+    e_K1 = torch.cat([e for _, (_, _, e) in there]) * stretch
     b_OK, column = a_KI.new_zeros(names.total(module), len(a_KI)), 0
-    for place, term, rows in there:
-        block = term.b_OR.detach()[:, rows]
+    for place, (_, block, _) in there:
         b_OK[slice(None) if place.rows is None else place.rows, column : column + block.shape[1]] = block
         column += block.shape[1]
     return {f"{module}.lora_A": a_KI, f"{module}.lora_B": b_OK, f"{module}.lora_E": e_K1}

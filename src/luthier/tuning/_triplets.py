@@ -28,9 +28,29 @@ class Triplets(LowRank):
         """Triplets that are not kept have no singular value."""
         self.e_R1.masked_fill_(~self.kept_R[:, None], 0.0)
 
+    @property
+    def removed(self) -> bool:
+        """Whether those that are not kept are gone for good. R is still the number there was."""
+        return len(self.e_R1) < len(self.kept_R)
+
+    def remove(self) -> None:
+        """Takes those that are not kept out of memory. The parameters stay the same objects, so the optimizer still knows them."""
+        for value, kept in (
+            (self.a_RI, self.a_RI[self.kept_R]),
+            (self.b_OR, self.b_OR[:, self.kept_R]),
+            (self.e_R1, self.e_R1[self.kept_R]),
+        ):
+            value.grad = None
+            value.data = kept.detach().clone()
+
     def remaining(self) -> Tensor:
         """(R,) bool: those that are kept, and those that have grown again since the last choice."""
-        return self.kept_R | (self.e_R1.detach()[:, 0] != 0)
+        return self.kept_R if self.removed else self.kept_R | (self.e_R1.detach()[:, 0] != 0)
+
+    def left(self) -> tuple[Tensor, Tensor, Tensor]:
+        """A, B and E of those."""
+        rows = slice(None) if self.removed else self.remaining()
+        return self.a_RI.detach()[rows], self.b_OR.detach()[:, rows], self.e_R1.detach()[rows]
 
 
 def orthogonality(terms: list[Triplets]) -> Tensor:

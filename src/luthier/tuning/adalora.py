@@ -3,11 +3,13 @@
 h = W x + scale * P diag(L) Q x, L zero at the start. After every optimizer step each entry's sensitivity |w dw| and its uncertainty are
 averaged over steps; a triplet's score is that of its singular value plus the means over its two vectors. Of all matrices' triplets those
 with the highest scores stay, as many as the budget, which falls from `rank` to `target` a matrix as a cubic. The rest of the singular
-values is set to zero, and the saved file does not hold them any more.
+values is set to zero. After the last step their triplets go for good, from the model and from the optimizer; not before, because the
+regulariser, clipping and Adafactor's means still read them.
 
 I input width, O output width, R rank; A is the paper's Q, B its P
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from luthier.anatomy.anatomy import Anatomy
 from luthier.anatomy.table import is_projection
-from luthier.tuning._attached import Attached
+from luthier.tuning._attached import Attached, Cut
 from luthier.tuning._common import projections, train_beside
 from luthier.tuning._triplets import Triplets, orthogonality
 
@@ -65,7 +67,7 @@ class AdaLoRA:
         parameters = {f"{address}.{part}": value for address, term in terms.items() for part, value in term.triplet().items()}
         attached = Attached(anatomy, name, self, parameters | train_beside(anatomy, name, self.also_train), memory=allocator.memory())
         attached.penalty_of = lambda: self.orthogonal * orthogonality(list(terms.values()))
-        attached.step_of = allocator.step
+        attached.step_of, attached.fits_of = allocator.step, allocator.fits
 
         def begin(steps: int) -> None:
             if not self.steps:
@@ -101,8 +103,10 @@ class _Allocator:
         return kept | first | {f"{key}.uncertainty": value for key, value in self.uncertainty.items()}
 
     @torch.no_grad()
-    def step(self, step: int) -> None:
-        """After the optimizer's step number `step`, before its gradients are gone."""
+    def step(self, step: int) -> dict[str, Cut]:
+        """After the optimizer's step number `step`, before its gradients are gone. What has become smaller."""
+        if self.over:
+            return {}
         if not self.method.steps:
             raise ValueError(
                 "adalora shares out ranks over a schedule: give tuning.steps, or call attached.begin(steps) before the first step"
@@ -115,6 +119,37 @@ class _Allocator:
         if step >= last:
             for term in self.terms.values():
                 term.drop()
+        return self._remove() if step >= method.steps else {}
+
+    @property
+    def over(self) -> bool:
+        """Whether ranks have gone for good: the averages are gone too."""
+        return all(value.numel() == 0 for value in self.importance.values())
+
+    def fits(self, name: str, shape: Sequence[int]) -> bool:
+        """Whether a saved value may have this shape: with all ranks, or without those that went."""
+        end = name.removesuffix(".importance").removesuffix(".uncertainty")
+        address, _, part = end.rpartition(".")
+        term = self.terms.get(address)
+        if term is None or part not in ("a", "b", "e"):
+            return False
+        rank, rows, columns = len(term.kept_R), term.b_OR.shape[0], term.a_RI.shape[1]
+        found = {
+            "a": [(k, columns) for k in range(rank + 1)],
+            "b": [(rows, k) for k in range(rank + 1)],
+            "e": [(k, 1) for k in range(rank + 1)],
+        }
+        return tuple(shape) in (found[part] if name == end else [found[part][-1], (0,)])
+
+    def _remove(self) -> dict[str, Cut]:
+        for value in (*self.importance.values(), *self.uncertainty.values()):
+            value.data = value.new_empty(0)
+        cuts: dict[str, Cut] = {}
+        for address, term in self.terms.items():
+            if not bool(term.kept_R.all()):
+                term.remove()
+                cuts |= {f"{address}.{part}": (dim, term.kept_R) for part, dim in (("a", 0), ("b", 1), ("e", 0))}
+        return cuts
 
     def scores(self) -> dict[str, Tensor]:
         """(R,) for every matrix: eq. 7 over eq. 8 and 9."""
