@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("startup", "loading", "data", "generation", "models", "sft")
+NAMES = ("startup", "loading", "data", "generation", "models", "sft", "peft")
 
 if __name__ == "__main__":
     arguments, sys.argv = sys.argv[1:], sys.argv[:1]

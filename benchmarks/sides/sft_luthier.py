@@ -9,6 +9,7 @@ from luthier.data.settings import Data
 from luthier.data.stream import open_stream
 from luthier.objectives._batch import Size
 from luthier.objectives.chat import Chat
+from luthier.sources.model import Model
 from luthier.training.loop import advance
 from luthier.training.precision import settle
 from luthier.training.settings import Training
@@ -23,18 +24,24 @@ def main() -> None:
     parser.add_argument("--batch", type=int)
     args = parser.parse_args()
     model = luthier.load(args.model, adapter=args.adapter, dtype=args.dtype)
+    assert model.attached is not None
+    model.net.requires_grad_(False)
+    for parameter in model.attached.parameters.values():
+        parameter.requires_grad_(True)
+    rounds(model, args.data, args.dtype, args.steps, args.batch)
+
+
+def rounds(model: Model, data: str, dtype: str, steps: int, batch: int) -> None:
+    """One step to warm up, then so many of them at each "go", over what is attached to the model."""
     attached = model.attached
     assert attached is not None
-    model.net.requires_grad_(False)
-    for parameter in attached.parameters.values():
-        parameter.requires_grad_(True)
-    precision = {"float32": "fp32", "bfloat16": "bf16"}[args.dtype]
-    training = Training(steps=10_000, rows=args.batch, rate=1e-3, weight_decay=0.0, clip=0.0, schedule="constant", precision=precision)
-    stream = open_stream(Data(path=args.data, held_out=0, shuffle=False), 0)
+    precision = {"float32": "fp32", "bfloat16": "bf16"}[dtype]
+    training = Training(steps=10_000, rows=batch, rate=1e-3, weight_decay=0.0, clip=0.0, schedule="constant", precision=precision)
+    stream = open_stream(Data(path=data, held_out=0, shuffle=False), 0)
     objective = Chat().prepare(stream)
     settle(model.net, training.precision)
     model.net.fuse()
-    batches = objective.batches(stream, model, Size(rows=args.batch), 1024)
+    batches = objective.batches(stream, model, Size(rows=batch), 1024)
     state = State.fresh(attached, batches, training)
 
     def step() -> tuple[float, int]:
@@ -45,9 +52,10 @@ def main() -> None:
     first, _ = step()  # warm-up
 
     def work() -> dict:
-        begun = time.perf_counter()
-        done = [step() for _ in range(args.steps)]
-        return {"seconds": time.perf_counter() - begun, "tokens": sum(n for _, n in done), "losses": [loss for loss, _ in done]}
+        begun, used = time.perf_counter(), time.process_time()
+        done = [step() for _ in range(steps)]
+        took = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - used}
+        return took | {"tokens": sum(n for _, n in done), "losses": [loss for loss, _ in done]}
 
     serve({"losses": [first], "batches": "packed"}, work)
 

@@ -3,6 +3,8 @@
 import argparse
 import json
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -21,13 +23,18 @@ def main() -> None:
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
     model = PeftModel.from_pretrained(base, args.adapter, is_trainable=True).train()
+    rounds(model, args.rows, args.steps, args.batch)
+
+
+def rounds(model: Any, path: str, steps: int, size: int, before_zero: Callable[[int], object] = lambda step: None) -> None:
+    """One step to warm up, then so many of them at each "go". before_zero: what a method does once its optimizer has stepped, from 1."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0)
-    with open(args.rows) as file:
+    with open(path) as file:
         rows = json.load(file)
-    batches = iter([rows[i : i + args.batch] for i in range(0, len(rows), args.batch)])
+    batches = enumerate([rows[i : i + size] for i in range(0, len(rows), size)], 1)
 
     def step() -> tuple[float, int]:
-        batch = next(batches)
+        number, batch = next(batches)
         longest = max(len(ids) for _, ids in batch)
         x = torch.full((len(batch), longest), 2)
         y, mask = torch.full_like(x, -100), torch.zeros_like(x)
@@ -37,15 +44,17 @@ def main() -> None:
         loss = model(input_ids=x, attention_mask=mask, labels=y).loss
         loss.backward()
         optimizer.step()
+        before_zero(number)
         optimizer.zero_grad()
         return loss.item(), sum(len(ids) for _, ids in batch)
 
     first, _ = step()  # warm-up
 
     def work() -> dict:
-        begun = time.perf_counter()
-        done = [step() for _ in range(args.steps)]
-        return {"seconds": time.perf_counter() - begun, "tokens": sum(n for _, n in done), "losses": [loss for loss, _ in done]}
+        begun, used = time.perf_counter(), time.process_time()
+        done = [step() for _ in range(steps)]
+        took = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - used}
+        return took | {"tokens": sum(n for _, n in done), "losses": [loss for loss, _ in done]}
 
     serve({"losses": [first]}, work)
 
