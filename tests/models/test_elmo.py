@@ -9,6 +9,7 @@ import tokenizers
 import torch
 from torch import nn
 
+from luthier.core import recurrence
 from luthier.core.cache import Cache
 from luthier.core.recurrence import Highway, ProjectedLSTM
 from luthier.data.tokenizer import Tokenizer
@@ -219,3 +220,28 @@ def test_weights_without_their_options_are_refused(tmp_path: Path):
     (tmp_path / "lm_weights.hdf5").write_bytes(b"")
     with pytest.raises(ValueError, match="one file"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_the_lstms_own_backward_gives_autograds_gradients_in_every_element(monkeypatch, backward: bool, ragged: bool):
+    torch.manual_seed(0)
+    lstm = ProjectedLSTM(5, 7, 6, 0.4, backward).double()
+    for parameter in lstm.parameters():
+        parameter.data.normal_(std=0.7)
+    x, mask = 2 * torch.randn(3, 9, 5, dtype=torch.float64), torch.ones(3, 9, dtype=torch.bool)
+    if ragged:
+        mask[1, 5:] = mask[2, 7:] = False
+    before = torch.randn(3, 6, dtype=torch.float64), torch.randn(3, 7, dtype=torch.float64)
+
+    def found(hand: bool) -> list[torch.Tensor]:
+        monkeypatch.setattr(recurrence, "by_hand", lambda *tensors: hand)
+        leaves = [part.clone().requires_grad_() for part in (x, *before)]
+        y, (h, c) = lstm(leaves[0], mask, tuple(leaves[1:]))
+        assert 0.1 < (y.abs() == 0.4).double().mean() < 0.5  # some are clipped, most are not
+        sign = torch.arange(y.numel(), dtype=torch.float64).sin().view(y.shape)
+        made = torch.autograd.grad((y * sign).sum() + h.square().sum() + 0.3 * c.sum(), [*leaves, *lstm.parameters()])
+        return [y, h, c, *made]
+
+    for ours, wanted in zip(found(True), found(False), strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-12, atol=1e-13)

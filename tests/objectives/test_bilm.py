@@ -12,6 +12,7 @@ import yaml
 from torch.nn import functional as F
 
 import luthier
+from luthier.core.sampled import sampled_cross_entropy
 from luthier.models.elmo import ELMo
 from luthier.objectives._batch import once
 from luthier.objectives.bilm import BiLM
@@ -43,6 +44,27 @@ def test_each_half_of_the_states_predicts_in_its_direction(model):
     want = F.cross_entropy(out(forward[:-1]), ids[0, 1:], reduction="sum"), F.cross_entropy(out(backward[1:]), ids[0, :-1], reduction="sum")
     torch.testing.assert_close((terms["forward"].sum, terms["backward"].sum), want)
     assert {(term.count, term.weight) for term in terms.values()} == {(ids.shape[1] - 1, 0.5)}
+
+
+def test_sampling_is_for_training_and_measuring_takes_every_word(model):
+    (batch,) = once(BiLM(), [{"text": TEXT}], model, 64)
+    hidden, out = model.net.hidden(**BiLM().inputs(batch)), model.net.heads["lm"].out
+
+    def losses(sampled: int) -> list[float]:
+        return [term.sum.item() for term in BiLM(sampled=sampled).loss(hidden, model.net.heads, batch).values()]
+
+    model.net.eval()
+    assert losses(4) == losses(0)
+    model.net.train()
+    torch.manual_seed(3)
+    found = losses(4)
+    torch.manual_seed(3)
+    for half, way, got in zip(hidden.chunk(2, -1), ("forward", "backward"), found, strict=True):
+        state, label = half[0, batch.at[way]], batch.labels[way]
+        assert got == pytest.approx(sampled_cross_entropy(state, out.weight, out.bias, label, 4).item())
+    for wrong, sentence in ((-1, "at least 0"), (model.tokenizer.vocab, "at most half of the")):
+        with pytest.raises(ValueError, match=sentence):
+            BiLM(sampled=wrong).check(model)
 
 
 def test_no_word_is_seen_before_it_is_predicted(model):

@@ -12,23 +12,34 @@ from torch.utils.checkpoint import checkpoint
 
 from luthier.core.adaptive import AdaptiveSoftmax
 from luthier.core.loss import BLOCK, linear_cross_entropy
+from luthier.core.sampled import sampled_cross_entropy
 from luthier.objectives._batch import Batch, Term, wide
 from luthier.sources.model import Model
 
 
 def token_loss(
-    hidden: Tensor, heads: nn.ModuleDict, batch: Batch, term: str, smoothing: float = 0.0, share_M: Tensor | None = None
+    hidden: Tensor,
+    heads: nn.ModuleDict,
+    batch: Batch,
+    term: str,
+    smoothing: float = 0.0,
+    share_M: Tensor | None = None,
+    sampled: int = 0,
 ) -> Term:
     """Summed cross-entropy of the labels of a term, read at its positions of hidden (1, N, D).
 
     smoothing e: the label has probability 1 - e + e/V, every other entry of the vocabulary e/V. share: what each
-    label's loss is multiplied by (without smoothing).
+    label's loss is multiplied by (without smoothing). sampled: against so many words instead of all (alone).
     """
     assert share_M is None or not smoothing
     head, state_MD, label_M = _head(heads), hidden[0, batch.at[term]], batch.labels[term]
     state_MD = head.transform(state_MD)
     if isinstance(head.out, AdaptiveSoftmax) and not smoothing:
         return Term(head.out.loss(state_MD, label_M), len(label_M))
+    if sampled:
+        assert share_M is None and not smoothing
+        out: Any = head.out
+        return Term(sampled_cross_entropy(state_MD, out.weight, out.bias, label_M, sampled), len(label_M))
     if type(head.out) is nn.Linear:
         loss = linear_cross_entropy(state_MD, head.out.weight, head.out.bias, label_M, share_M)
         return Term(loss + smoothing * _lead(state_MD, head.out, label_M) if smoothing else loss, len(label_M))
