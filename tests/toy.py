@@ -197,7 +197,7 @@ class Toy:
         self.net.norm.weight.requires_grad_(False)
         self.attached, self.objective = ToyAttached(self.net), ToyObjective(self.noise)
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self, final: bool = False) -> dict[str, float]:
         batch = collate(list(range(ROWS)))
         torch.rand(3)  # an evaluation may draw; the run must not notice
         scores = self.net.heads["lm"](self.net.hidden(batch.ids, batch.lengths))[0]

@@ -8,7 +8,6 @@ model/, predictions.jsonl, result.json, report.html.
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -142,11 +141,12 @@ def steps(
     seed_all(config.seed)
     batches = ready.objective.batches(ready.stream, ready.model, size(config.training), config.data.length)
     parts = (ready.model, ready.attached, ready.objective, batches, config.training, folder)
-    answers: list[str] = []
-    evaluate = evaluation(config, ready, answers)
+    last_rows: list[dict[str, Any]] = []
+    evaluate = evaluation(config, ready, last_rows)
     history = yield from training_steps(*parts, evaluate=evaluate, resume=start, console=console, stop=stop)
     ask(folder, "after", config, ready)
-    predict(folder, config, ready, answers if config.training.result == "last" else [])
+    handed_over = history.after is not None and history.after["step"] == history.steps  # are the weights that were evaluated last
+    predict(folder, config, ready, last_rows if handed_over else [])
     result = Result(folder, result.trainable, result.parameters, history, hand_over(folder, ready))
     folders.write_json(folder / folders.RESULT, summary(result))
     report.write(folder)
@@ -210,29 +210,35 @@ def check_held_out(config: Run, stream: "Stream") -> None:
             )
 
 
-def evaluation(config: Run, ready: Ready, answers: list[str] | None = None) -> "Evaluate | None":
+def evaluation(config: Run, ready: Ready, last_rows: list[dict[str, Any]]) -> "Evaluate | None":
     """The held-out loss and every measure, as a function for the loop; None where nothing is held out.
 
-    answers: takes what the model wrote in the last evaluation, where a measure compares texts.
+    last_rows: takes what the model makes of each row in the run's last evaluation.
     """
     from luthier.evaluation._measure import measure
+    from luthier.evaluation._predictions import Entries
 
     if not ready.stream.held_out:
         return None
-    sizes = {"length": config.data.length, "micro_tokens": config.training.micro_tokens}
-    return partial(measure, ready.model, ready.objective, ready.stream.held_out, ready.measures, **sizes, answer=writer(ready, answers))
+    sizes: dict[str, Any] = {"length": config.data.length, "micro_tokens": config.training.micro_tokens}
+    parts = (ready.model, ready.objective, ready.stream.held_out, ready.measures)
+
+    def evaluate(final: bool) -> dict[str, float]:
+        entries = Entries() if final else None
+        figures = measure(*parts, **sizes, answer=writer(ready), entries=entries)
+        last_rows[:] = entries.rows if entries is not None else []
+        return figures
+
+    return evaluate
 
 
-def writer(ready: Ready, answers: list[str] | None = None) -> Callable[[Sequence[Any]], list[str]]:
-    """Conversations to the model's likeliest answers, which `answers` takes too."""
+def writer(ready: Ready) -> Callable[[Sequence[Any]], list[str]]:
+    """Conversations to the model's likeliest answers."""
 
     def write(conversations: Sequence[Any]) -> list[str]:
         from luthier.sources.generate import generate_texts
 
-        written = generate_texts(ready.model, list(conversations), max_tokens=128, temperature=0.0)
-        if answers is not None:
-            answers[:] = written
-        return written
+        return generate_texts(ready.model, list(conversations), max_tokens=128, temperature=0.0)
 
     return write
 
@@ -255,18 +261,18 @@ def ask(folder: Path, when: str, config: Run, ready: Ready) -> None:
     folders.write_json(path, [{**sample, when: answer.strip()} for sample, answer in zip(samples, answers, strict=True)])
 
 
-def predict(folder: Path, config: Run, ready: Ready, answers: Sequence[str] = ()) -> None:
-    """predictions.jsonl: what the handed-over weights make of every held-out row. answers: what they wrote for them, if they did."""
+def predict(folder: Path, config: Run, ready: Ready, rows: Sequence[dict[str, Any]] = ()) -> None:
+    """predictions.jsonl: what the handed-over weights make of every held-out row. rows: that, where an evaluation of them has it."""
     from luthier.evaluation._predictions import predictions
     from luthier.training.precision import lowered
 
     if not ready.stream.held_out:
         return
-    sizes = {"length": config.data.length, "micro_tokens": config.training.micro_tokens}
-    write = (lambda _: list(answers)) if answers else writer(ready)
-    writes = any(measure.of not in ("likelihood", ready.objective.predicts) for measure in ready.measures)
-    with ready.attached.running()[0], lowered(ready.model.net, config.training.precision):
-        rows = predictions(ready.model, ready.objective, ready.stream.held_out, **sizes, answer=write if writes else None)
+    if not rows:
+        sizes = {"length": config.data.length, "micro_tokens": config.training.micro_tokens}
+        writes = any(measure.of not in ("likelihood", ready.objective.predicts) for measure in ready.measures)
+        with ready.attached.running()[0], lowered(ready.model.net, config.training.precision):
+            rows = predictions(ready.model, ready.objective, ready.stream.held_out, **sizes, answer=writer(ready) if writes else None)
     folders.write_lines(folder / folders.PREDICTIONS, rows)
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import sklearn.metrics
 
-from luthier.run import Run, run
+from luthier.evaluation import _predictions
+from luthier.run import Ready, Run, predict, prepare, run, steps
+from luthier.training.loop import last
 from tinyrun import chats, write_rows, write_run
 
 TEXTS = [f"{word} {other}" for word in ("lute", "viol", "harp", "drum", "tune") for other in ("peg", "fret", "bow", "string")]
@@ -54,6 +56,33 @@ def test_the_mean_of_the_rows_is_the_held_out_loss(kind: str, tmp_path: Path) ->
     labels = sum(row["labels"] for row in rows)
     assert sum(row["loss"] * row["labels"] for row in rows) / labels == pytest.approx(result["after"]["loss"], rel=1e-5)
     assert ("label" in rows[0]) == (kind not in ("chat", "causal"))
+
+
+@pytest.mark.parametrize(
+    "training", [{}, {"precision": "bf16", "ema": 0.5}, {"result": "best", "evaluate_every": 1, "rate": 30.0}], ids=str
+)
+@pytest.mark.parametrize("kind", ["classify", "chat", "choose"])
+def test_one_pass_serves_the_last_evaluation_and_the_predictions(kind: str, training: dict, tmp_path: Path, monkeypatch) -> None:
+    """They are to the byte what a pass of their own over the handed-over weights gives; one is made where the best weights are not the last."""
+    passes = []
+    monkeypatch.setattr(
+        _predictions, "predictions", lambda *args, _own=_predictions.predictions, **rest: passes.append(1) or _own(*args, **rest)
+    )
+    data = {"path": str(write_rows(tmp_path / f"{kind}.jsonl", ROWS[kind])), "held_out": 7}
+    sections = {
+        "data": data,
+        "objective": {"kind": kind},
+        "evaluation": MEASURES[kind],
+        "training": {"steps": 3, "micro_tokens": 60, **training},
+    }
+    config = Run.from_yaml(write_run(tmp_path, **sections))
+    held: list[Ready] = []
+    last(steps(config, make_ready=lambda config: held.append(prepare(config)) or held[0]))
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert len(passes) == (result["after"]["step"] != 3)
+    assert kind != "chat" or bool(passes) == ("result" in training)
+    predict(tmp_path, config, held[0])
+    assert (tmp_path / "predictions.jsonl").read_bytes() == (tmp_path / "out" / "predictions.jsonl").read_bytes()
 
 
 def test_figures_of_classes_follow_from_labels_and_predictions(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_metrics_have_one_line_per_step_also_after_a_resume_and_a_torn_line(tmp_
 def test_a_run_stopped_before_its_first_step_has_its_first_line_once(tmp_path: Path) -> None:
     toy = Toy(settings(), tmp_path)
 
-    def evaluate() -> dict[str, float]:
+    def evaluate(final: bool) -> dict[str, float]:
         os.kill(os.getpid(), signal.SIGTERM)
         return toy.evaluate()
 
@@ -115,7 +115,7 @@ def test_checkpoints_after_the_one_resumed_from_are_set_aside(tmp_path: Path) ->
 def test_the_newest_checkpoints_and_the_best_stay(tmp_path: Path) -> None:
     toy = Toy(settings(save_every=1, evaluate_every=1, keep=2, rate=0.3, schedule="constant"), tmp_path)
     losses = iter([5.0, 4.0, 3.0, 1.0, 2.0, *[6.0] * 20])
-    history = toy.run(evaluate=lambda: {"loss": next(losses)})
+    history = toy.run(evaluate=lambda final: {"loss": next(losses)})
     assert history.best == {"step": 3, "loss": 1.0}
     assert history.before == {"step": 0, "loss": 5.0}
     assert checkpoint.steps(tmp_path / "checkpoints") == [3, 11, 12]
@@ -124,7 +124,7 @@ def test_the_newest_checkpoints_and_the_best_stay(tmp_path: Path) -> None:
 def test_the_best_weights_are_handed_over_on_request(tmp_path: Path) -> None:
     losses = iter([5.0, 3.0, 1.0, *[6.0] * 20])
     toy = Toy(settings(evaluate_every=2, result="best"), tmp_path)
-    history = toy.run(evaluate=lambda: {"loss": next(losses)})
+    history = toy.run(evaluate=lambda final: {"loss": next(losses)})
     kept = checkpoint.read(tmp_path / "checkpoints" / "step-4").tensors["trainable"]
     assert history.after == history.best == {"step": 4, "loss": 1.0}
     assert all(torch.equal(value, kept[name]) for name, value in toy.weights().items())

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from rich.console import Console
@@ -16,6 +16,9 @@ from rich.progress import track
 from luthier.objectives._batch import Batch, once
 from luthier.objectives._objective import Objective
 from luthier.sources.model import Model
+
+if TYPE_CHECKING:
+    from luthier.evaluation._predictions import Entries
 
 Answer = Callable[[Sequence[list[dict]]], list[str]]  # conversations, each ending with the user, to answers
 
@@ -56,10 +59,12 @@ def measure(
     micro_tokens: int = 4096,
     answer: Answer | None = None,
     console: Console | None = None,
+    entries: "Entries | None" = None,
 ) -> dict[str, float]:
     """The loss on normalised rows, as {"loss": nats per label}, and the figures of every measure.
 
     answer: how the model writes answers, needed by measures of texts. console: shows progress there. The net's training mode is kept.
+    entries: takes what the model makes of each row; of adapters in parallel, what the first does.
     Of adapters that run in parallel each is measured for itself, and the figures are their means; rows that name one are read by that one.
     """
     for wanted in measures:
@@ -68,7 +73,7 @@ def measure(
     free = any(not row.get("adapter") for row in rows)
     for running in model.running()[: None if free else 1]:
         with running:
-            each.append(_measured(model, objective, rows, measures, length, micro_tokens, answer, console))
+            each.append(_measured(model, objective, rows, measures, length, micro_tokens, answer, console, None if each else entries))
     return {name: sum(figures[name] for figures in each) / len(each) for name in each[0]} if len(each) > 1 else each[0]
 
 
@@ -81,9 +86,11 @@ def _measured(
     micro_tokens: int,
     answer: Answer | None,
     console: Console | None,
+    entries: "Entries | None",
 ) -> dict[str, float]:
     predicting = any(wanted.of == objective.predicts for wanted in measures)
-    tally = go_over(model, objective, shown(once(objective, rows, model, length, micro_tokens), "held-out rows", console), predicting)
+    batches = shown(once(objective, rows, model, length, micro_tokens), "held-out rows", console)
+    tally = go_over(model, objective, batches, predicting, entries)
     written: tuple[list[str], list[str]] | None = None
     figures = {"loss": tally.loss}
     for wanted in measures:
@@ -95,6 +102,8 @@ def _measured(
             assert answer is not None
             written = written or write_answers(model, rows, answer)
             figures |= wanted.score(*written)
+    if entries is not None and written is not None:
+        entries.wrote(*written)
     return figures
 
 
@@ -113,8 +122,8 @@ def check_fit(wanted: Measure, objective: Objective, answers: bool) -> None:
         raise ValueError(f"{kind} compares {wanted.of}, and {found}; choose another measure")
 
 
-def go_over(model: Model, objective: Objective, batches: Iterable[Batch], predicting: bool) -> Tally:
-    """One pass: losses, and predictions where they are asked for."""
+def go_over(model: Model, objective: Objective, batches: Iterable[Batch], predicting: bool, entries: "Entries | None" = None) -> Tally:
+    """One pass: losses, and predictions and entries where they are asked for."""
     tally = Tally()
     with evaluating(model):
         for batch in batches:
@@ -125,6 +134,8 @@ def go_over(model: Model, objective: Objective, batches: Iterable[Batch], predic
                 if predicting:
                     tally.predictions += objective.predict(hidden, model.net.heads, here)
                     tally.references += objective.references(batch)
+                if entries is not None:
+                    entries.take(model, objective, hidden, here)
             for name, term in terms.items():
                 tally.sums[name] += float(term.sum) * term.weight
                 tally.counts[name] += term.count

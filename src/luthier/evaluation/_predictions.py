@@ -1,11 +1,12 @@
 """What a model makes of each held-out row: its loss, and what it says where something else was right.
 
-With these rows two runs are compared pair by pair, and every measure that is a mean over rows, or follows from labels and predictions, is
+With these entries two runs are compared pair by pair, and every measure that is a mean over rows, or follows from labels and predictions, is
 worked out again.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -18,34 +19,49 @@ from luthier.sources.model import Model
 TOLD = ("labels", "tags", "values", "spans")  # what an objective predicts that is worth keeping: not the token at each position
 
 
+@dataclass
+class Entries:
+    """One entry for each row that has something to learn: row, loss (nats, mean over its labels), labels (how many they are).
+
+    Where the objective predicts something of a row, label, predicted, and score, the probability of what was predicted, or None; where the
+    model wrote an answer, reference and written. A loss that is no sum over rows is left out.
+    """
+
+    found: dict[int, dict[str, Any]] = field(default_factory=dict)
+    sums: defaultdict[int, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0]))
+
+    def take(self, model: Model, objective: Objective, states: Any, batch: Batch) -> None:
+        """What the model makes of a batch, from its states."""
+        told = said(model, objective, states, batch) if objective.predicts in TOLD else [{}] * batch.rows
+        for example, entry in zip(batch.examples, told, strict=True):
+            self.found.setdefault(example.row, {"row": example.row} | entry)
+        for example, (nats, labels) in zip(batch.examples, losses(model, objective, states, batch.examples), strict=False):
+            self.sums[example.row][0] += nats
+            self.sums[example.row][1] += labels
+
+    def wrote(self, answers: Sequence[str], references: Sequence[str]) -> None:
+        for i, (written, reference) in enumerate(zip(answers, references, strict=True)):
+            self.found.setdefault(i, {"row": i}).update(reference=reference, written=written)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        losses = {row: {"loss": nats / max(1, labels), "labels": labels} for row, (nats, labels) in self.sums.items()}
+        return [self.found[row] | losses.get(row, {}) for row in sorted(self.found)]
+
+
 def predictions(
     model: Model, objective: Objective, rows: Sequence[dict], length: int = 1024, micro_tokens: int = 4096, answer: Answer | None = None
 ) -> list[dict[str, Any]]:
-    """One entry for each row that has something to learn: row, loss (nats, mean over its labels), labels (how many they are).
-
-    Where the objective predicts something of a row, label, predicted, and score, the probability of what was predicted, or None. answer:
-    how the model writes answers; each entry then has reference and written. A loss that is no sum over rows is left out.
-    """
-    found: dict[int, dict[str, Any]] = {}
-    sums: defaultdict[int, list[float]] = defaultdict(lambda: [0.0, 0])
+    """The entries of rows, where no measurement that has just been made has them. answer: how the model writes answers."""
+    entries = Entries()
     with evaluating(model):
         for batch in once(objective, rows, model, length, micro_tokens):
             here = batch.to(model.device)
             with asked_for(model, batch):
-                states = objective.forward(model.net, here)
-                told = said(model, objective, states, here) if objective.predicts in TOLD else [{}] * batch.rows
-                lost = losses(model, objective, states, batch.examples)
-            for example, entry in zip(batch.examples, told, strict=True):
-                found.setdefault(example.row, {"row": example.row} | entry)
-            for example, (nats, labels) in zip(batch.examples, lost, strict=False):
-                sums[example.row][0] += nats
-                sums[example.row][1] += labels
+                entries.take(model, objective, objective.forward(model.net, here), here)
     if answer is not None:
-        for i, (written, reference) in enumerate(zip(*write_answers(model, rows, answer), strict=True)):
-            found.setdefault(i, {"row": i}).update(reference=reference, written=written)
-    for row, (nats, labels) in sums.items():
-        found[row] |= {"loss": nats / max(1, labels), "labels": labels}
-    return [found[row] for row in sorted(found)]
+        entries.wrote(*write_answers(model, rows, answer))
+    return entries.rows
 
 
 def said(model: Model, objective: Objective, states: Any, batch: Batch) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from luthier.sources.model import Model
     from luthier.tuning._attached import Attached
 
-Evaluate = Callable[[], dict[str, float]]  # figures on held-out rows; "loss" is one of them
+Evaluate = Callable[[bool], dict[str, float]]  # figures on held-out rows, "loss" among them; told whether it is the run's last evaluation
 Line = dict[str, Any]  # what there is to log about a step
 Returned = TypeVar("Returned")
 
@@ -177,7 +177,7 @@ class _Run:
         kept = random.state()
         self.net.eval()
         with torch.no_grad(), self.state.average.shown(), lowered(self.net, self.training.precision):
-            figures = self.evaluate()
+            figures = self.evaluate(self.state.record.step == self.steps)
         self.net.train()
         random.restore(kept)
         if not math.isfinite(figures["loss"]):
