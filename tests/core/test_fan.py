@@ -49,6 +49,41 @@ def test_a_fan_is_its_modules_and_has_their_gradients(bias, fused):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
+class Gained(Terms):
+    """A projection with one term and a gain on both, not on the bias: DoRA's form."""
+
+    def __init__(self, base: nn.Linear, zero: bool):
+        super().__init__(base, (3,))
+        self.gain = nn.Parameter(torch.randn(base.out_features, dtype=torch.float64))
+        if zero:
+            self.gain.data[1] = 0.0
+
+    def low_rank(self):
+        return self.base, [LowRankTerm(self.a[0], self.b[0], 0.5, self.gain)]
+
+    def forward(self, x):
+        product = x @ self.base.weight.T + 0.5 * (x @ self.a[0].T @ self.b[0].T)
+        return product * self.gain + (0 if self.base.bias is None else self.base.bias)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("zero", [True, False])
+def test_a_gain_is_on_the_product_and_its_term_and_has_its_gradient_also_where_it_is_zero(bias, zero):
+    torch.manual_seed(0)
+    linears = [nn.Linear(6, out, bias, dtype=torch.float64).requires_grad_(False) for out in (8, 4, 4)]
+    fuse(linears)
+    modules = linears[0], Gained(linears[1], zero), Terms(linears[2], (4,))
+    x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
+    trained = [p for m in modules for p in m.parameters() if p.requires_grad]
+    weights = [torch.randn(2, 5, out, dtype=torch.float64) for out in (8, 4, 4)]
+    grads = []
+    for outs in (fan(modules, x), tuple(m(x) for m in modules)):
+        loss = sum((out * w).sum() for out, w in zip(outs, weights, strict=True))
+        grads.append([*outs, *torch.autograd.grad(loss, [x, *trained])])
+    for got, want in zip(*grads, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
 def test_fusing_keeps_values_and_lays_them_in_one_storage():
     linears = [nn.Linear(6, out) for out in (8, 4, 4)]
     before = [linear.weight.clone() for linear in linears]

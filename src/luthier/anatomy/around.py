@@ -95,7 +95,8 @@ class Around(Adapted):
             return None
         terms = [self._adapter(name).low_rank() for name in route.groups[0] if name in self.adapters]
         found = [term for term in terms if term is not None]
-        return (self.base, found) if len(found) == len(terms) else None
+        apart = len(found) < 2 or all(term.gain_O is None for term in found)  # a gain is on what stands below it, too
+        return (self.base, found) if apart and len(found) == len(terms) else None
 
     def merged(self, names: tuple[str, ...]) -> Values:
         """The base's parameters, as stored, with these adapters folded in: only the changed ones."""

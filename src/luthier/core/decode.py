@@ -161,7 +161,8 @@ def _known(block: nn.Module) -> bool:
 def _stated(module: nn.Module) -> Stated | None:
     """A projection and the low-rank terms around it; None where it must be called as it is."""
     if isinstance(module, Adapted):
-        return module.low_rank()
+        stated = module.low_rank()
+        return None if stated is None or any(term.gain_O is not None for term in stated[1]) else stated
     if type(module) is NormHead:
         return module.fixed(), []
     return (module, []) if type(module) is nn.Linear else None

@@ -16,11 +16,12 @@ from luthier.core.recall import recipe_of
 
 @dataclass(frozen=True)
 class LowRankTerm:
-    """scale * B A x around a frozen projection."""
+    """scale * B A x around a frozen projection; with a gain, gain * (W x + scale * B A x), the bias outside."""
 
     a_RI: Tensor
     b_OR: Tensor
     scale: float
+    gain_O: Tensor | None = None
 
 
 class Adapted(nn.Module, ABC):
@@ -65,7 +66,8 @@ def fan(modules: tuple[nn.Module, ...], x: Tensor) -> tuple[Tensor, ...]:
         return F.linear(x, weight_OI, bias_O).split([stop - start for start, stop in spans], -1)
     factors = [factor for _, term in terms for factor in (term.a_RI, term.b_OR)]
     scales = [(span, term.scale) for span, term in terms]
-    parts = _Fan.apply(x.reshape(-1, x.shape[-1]), recipe_of(x), weight_OI, bias_O, spans, scales, *factors)
+    gain_O = _gains(terms, len(weight_OI), x.dtype)
+    parts = _Fan.apply(x.reshape(-1, x.shape[-1]), recipe_of(x), weight_OI, bias_O, gain_O, spans, scales, *factors)
     return tuple(part.view(*x.shape[:-1], -1) for part in parts)
 
 
@@ -76,6 +78,18 @@ def _stated(module: nn.Module) -> tuple[nn.Linear, list[LowRankTerm]] | None:
     else:
         stated = (module, []) if type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks else None
     return stated if stated is not None and not any(p.requires_grad for p in stated[0].parameters()) else None
+
+
+def _gains(terms: Sequence[tuple[tuple[int, int], LowRankTerm]], outputs: int, dtype: torch.dtype) -> Tensor | None:
+    """(O,) of all projections, 1 where there is none; None where nowhere is one."""
+    gains = {span: term.gain_O.to(dtype) for span, term in terms if term.gain_O is not None}
+    if not gains:
+        return None
+    like, parts, at = next(iter(gains.values())), [], 0
+    for (start, stop), gain_O in sorted(gains.items(), key=lambda item: item[0]):
+        parts += [like.new_ones(start - at), gain_O]
+        at = stop
+    return torch.cat([*parts, like.new_ones(outputs - at)])
 
 
 def _spans(sizes: Sequence[int]) -> list[tuple[int, int]]:
@@ -121,28 +135,41 @@ def _join_columns(grads: Sequence[Tensor]) -> Tensor:
 
 
 class _Fan(torch.autograd.Function):
-    """y = x W^T + b, plus scale * (x A^T) B^T on each term's columns; W and b are frozen. All A's make one product."""
+    """y = gain * (x W^T + scale * (x A^T) B^T on each term's columns) + b; W and b are frozen. All A's make one product.
+
+    A gain's gradient needs what it was multiplied by. Without b that is y / gain, and y is mostly kept by its readers anyhow.
+    """
 
     @staticmethod
-    def forward(ctx, x_NI, recipe, weight_OI, bias_O, spans, scales, *factors):  # type: ignore[override]
-        y_NO = F.linear(x_NI, weight_OI, bias_O)
+    def forward(ctx, x_NI, recipe, weight_OI, bias_O, gain_O, spans, scales, *factors):  # type: ignore[override]
+        y_NO = F.linear(x_NI, weight_OI, bias_O if gain_O is None else None)
         a_RI, bs, ranks = _stack(factors, x_NI.dtype)
         if a_RI is not None:
             u_NR = x_NI @ a_RI.T
             for (start, stop), scale, b_OR, (low, high) in _terms(scales, bs, ranks):
                 y_NO[:, start:stop].addmm_(u_NR[:, low:high], b_OR.T, alpha=scale)
+        product_NO = None
+        if gain_O is not None:
+            ctx.divide = bias_O is None and bool(gain_O.all())
+            product_NO = y_NO
+            y_NO = y_NO.mul_(gain_O) if ctx.divide else y_NO * gain_O
+            y_NO = y_NO if bias_O is None else y_NO.add_(bias_O)
         ctx.recipe = recipe if a_RI is not None else None
-        ctx.save_for_backward(weight_OI, x_NI if a_RI is not None and recipe is None else None, *factors)
+        kept = x_NI if a_RI is not None and recipe is None else None
+        ctx.save_for_backward(weight_OI, kept, gain_O, product_NO, *factors)
         ctx.scales = scales
         return tuple(y_NO[:, start:stop] for start, stop in spans)
 
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[override]
-        weight_OI, x_NI, *factors = ctx.saved_tensors
-        g_NO = _join_columns(grads)
+        weight_OI, x_NI, gain_O, product_NO, *factors = ctx.saved_tensors
+        g_NO, g_gain = _join_columns(grads), None
+        if gain_O is not None:
+            g_gain = (g_NO * product_NO).sum(0)
+            g_gain, g_NO = g_gain / gain_O if ctx.divide else g_gain, g_NO * gain_O
         g_x = g_NO @ weight_OI if ctx.needs_input_grad[0] else None
         if not factors:
-            return g_x, None, None, None, None, None
+            return g_x, None, None, None, None, None, None
         x_NI = ctx.recipe().view(-1, weight_OI.shape[1]) if ctx.recipe is not None else x_NI
         a_RI, bs, ranks = _stack(factors, g_NO.dtype)
         assert a_RI is not None
@@ -157,7 +184,7 @@ class _Fan(torch.autograd.Function):
             g_x.addmm_(g_u, a_RI)
         g_as = (g_u.T @ x_NI).split([high - low for low, high in ranks])
         pairs = [(a.to(p.dtype), b.to(q.dtype)) for a, b, p, q in zip(g_as, g_bs, factors[::2], factors[1::2], strict=True)]
-        return g_x, None, None, None, None, None, *(grad for pair in pairs for grad in pair)
+        return g_x, None, None, None, g_gain, None, None, *(grad for pair in pairs for grad in pair)
 
 
 def _stack(factors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor | None, list[Tensor], list[tuple[int, int]]]:

@@ -4,6 +4,7 @@ I input width, O output width, R rank, V vocabulary, D model width
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -114,6 +115,10 @@ class Decomposed(Adapter):
         gain = self.magnitude / self.norm()
         plain = out if bias is None else out - bias
         return out + ((gain - 1) * plain + gain * self.inner.added(x)).to(out.dtype)
+
+    def low_rank(self) -> LowRankTerm | None:
+        term = self.inner.low_rank()
+        return None if term is None else replace(term, gain_O=self.magnitude / self.norm())
 
     def norm(self) -> Tensor:
         """|W + s B A| of every output."""
