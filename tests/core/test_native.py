@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+import zlib
 
 import pytest
 import torch
@@ -166,6 +167,13 @@ def test_logits_far_apart_give_exact_zeros_and_finite_losses(dtype: torch.dtype)
     assert loss.tolist() == pytest.approx([0.0, math.log(2)])
     assert logits[0].tolist() == [0.0, 0.0, 0.0]
     assert logits[1].tolist() == [0.0, -0.5, 0.5]
+
+
+@pytest.mark.parametrize("length", [0, 5, 1 << 16, (1 << 16) + 1, (1 << 16) + 47, 300_007])
+def test_the_checksum_is_zlibs_wherever_it_begins_and_ends(length: int):
+    data = memoryview(random(length + 3, dtype=torch.float32).mul(1e9).int().view(torch.uint8).numpy().data)[3 : 3 + length]
+    for start in (0, 1, 0xDEADBEEF):
+        assert native.crc32(data, start) == zlib.crc32(data, start)
 
 
 def test_threads_change_no_bit():

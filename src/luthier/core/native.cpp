@@ -1,4 +1,4 @@
-// The small operators between a training step's products, each in one pass over memory, for float and bfloat16 on a CPU.
+// The small operators between a training step's products, each in one pass over memory, for float and bfloat16 on a CPU; and a checksum.
 //
 // core/native.py compiles and calls this file where there is a compiler; what each function replaces, in torch's operators, stands beside
 // its caller and is its oracle (tests/core/test_native.py). Sums are float. Rows are independent, so the number of threads changes no bit.
@@ -211,6 +211,33 @@ static void rotate(const T *x, Int batch, Int head, Int time, const T *cosine, c
     for (Int k = R; k < K; k++) to[k] = from[k];
   }
 }
+
+#if defined(__PCLMUL__) && defined(__SSE4_1__)
+#include <immintrin.h>
+
+// The state of CRC-32 (IEEE, reflected, neither end inverted) after `bytes` more bytes, a multiple of 16 and at least 64. Gopal et al. 2009,
+// "Fast CRC computation using PCLMULQDQ": 16 bytes are moved d bits ahead by two products with x^(d +- 32) mod P; Barrett's reduction at the end.
+static inline __m128i ahead(__m128i x, __m128i power, __m128i next) {
+  return _mm_xor_si128(next, _mm_xor_si128(_mm_clmulepi64_si128(x, power, 0x00), _mm_clmulepi64_si128(x, power, 0x11)));
+}
+extern "C" uint32_t crc32_blocks(const uint8_t *data, Int bytes, uint32_t state) {
+  const __m128i by512 = _mm_set_epi64x(0x1c6e41596, 0x154442bd4), by128 = _mm_set_epi64x(0x0ccaa009e, 0x1751997d0);
+  const __m128i by64 = _mm_set_epi64x(0, 0x163cd6124), barrett = _mm_set_epi64x(0x1f7011641, 0x1db710641);
+  const __m128i low = _mm_set_epi32(0, -1, 0, -1);
+  auto at = [&](Int place) { return _mm_loadu_si128((const __m128i *)(data + place)); };
+  __m128i x[4] = {_mm_xor_si128(at(0), _mm_cvtsi32_si128(int(state))), at(16), at(32), at(48)};
+  Int place = 64;
+  for (; place + 64 <= bytes; place += 64)
+    for (int lane = 0; lane < 4; lane++) x[lane] = ahead(x[lane], by512, at(place + 16 * lane));
+  __m128i y = x[0];
+  for (int lane = 1; lane < 4; lane++) y = ahead(y, by128, x[lane]);
+  for (; place + 16 <= bytes; place += 16) y = ahead(y, by128, at(place));
+  y = _mm_xor_si128(_mm_srli_si128(y, 8), _mm_clmulepi64_si128(y, by128, 0x10));
+  y = _mm_xor_si128(_mm_srli_si128(y, 4), _mm_clmulepi64_si128(_mm_and_si128(y, low), by64, 0x00));
+  __m128i part = _mm_and_si128(_mm_clmulepi64_si128(_mm_and_si128(y, low), barrett, 0x10), low);
+  return uint32_t(_mm_extract_epi32(_mm_xor_si128(y, _mm_clmulepi64_si128(part, barrett, 0x00)), 1));
+}
+#endif
 
 #define EXPORT(NAME, T)                                                                                                                      \
   extern "C" {                                                                                                                               \

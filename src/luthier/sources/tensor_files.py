@@ -128,8 +128,10 @@ def read_checksums(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
 
 def checksum(spec: Spec, tensor: "Tensor") -> str:
     """CRC-32 of a tensor's shape, type and bytes."""
+    from luthier.core import native  # with torch, which is here by now
+
     start = zlib.crc32(f"{spec.kind}{list(spec.shape)}".encode())
-    return f"{zlib.crc32(raw_bytes(tensor), start):08x}"
+    return f"{native.crc32(raw_bytes(tensor), start):08x}"
 
 
 def raw_bytes(tensor: "Tensor") -> memoryview:
