@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from luthier.cli._options import Block, Dtype, Int8, Remasking, Steps, TopK
+
 if TYPE_CHECKING:
     from luthier.cli._talk import Talk
 
@@ -30,15 +32,15 @@ def chat(
     template: Annotated[str, typer.Option(help="a built-in chat template, or a file of Jinja", show_default=False)] = "",
     max_tokens: Annotated[int, typer.Option(help="of an answer")] = 512,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.7,
-    top_k: Annotated[int, typer.Option(help="only the k likeliest tokens; 0: all")] = 0,
+    top_k: TopK = 0,
     top_p: Annotated[float | None, typer.Option(help="only the likeliest tokens that make up this probability (0.9)")] = None,
     repetition_penalty: Annotated[float | None, typer.Option(help="above 1: what was said is said again less often (1.1)")] = None,
-    steps: Annotated[int, typer.Option(help="of a model that fills in masks: so many in all; 0: one for each token")] = 0,
-    block: Annotated[int, typer.Option(help="of such a model: so many tokens are finished before the next ones are begun")] = 32,
-    remasking: Annotated[str, typer.Option(help="of such a model: low_confidence or random")] = "low_confidence",
+    steps: Steps = 0,
+    block: Block = 32,
+    remasking: Remasking = "low_confidence",
     seed: Annotated[int | None, typer.Option(help="the same seed gives the same answers", show_default=False)] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="keep the weights in 8 bits")] = False,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, ...; left out: as stored", show_default=False)] = "",
+    int8: Int8 = False,
+    dtype: Dtype = "",
 ) -> None:
     """Talk with SOURCE's model: type a line, read the answer as it is written; /help lists the commands.
 

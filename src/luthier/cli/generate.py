@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from luthier.cli._options import Block, Dtype, Int8, Remasking, Steps, TopK
+
 
 def generate(
     source: Annotated[str, typer.Argument(help="a folder, a .gguf file, pkg://..., hub://..., or a run's folder", show_default=False)],
@@ -20,22 +22,22 @@ def generate(
     adapter: Annotated[Path | None, typer.Option(help="an adapter's folder, in peft's form", show_default=False)] = None,
     max_tokens: Annotated[int, typer.Option(help="new tokens at most")] = 128,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="only the k likeliest tokens; 0: all")] = 0,
+    top_k: TopK = 0,
     top_p: Annotated[float, typer.Option(help="only the likeliest tokens that make up this probability")] = 1.0,
     repetition_penalty: Annotated[float, typer.Option(help="above 1: what was said is said again less often")] = 1.0,
     beams: Annotated[int, typer.Option(help="above 1: beam search instead of sampling")] = 1,
     samples: Annotated[int, typer.Option(help="texts for each prompt")] = 1,
-    steps: Annotated[int, typer.Option(help="of a model that fills in masks: so many in all; 0: one for each token")] = 0,
-    block: Annotated[int, typer.Option(help="of such a model: so many tokens are finished before the next ones are begun")] = 32,
-    remasking: Annotated[str, typer.Option(help="of such a model: low_confidence or random")] = "low_confidence",
+    steps: Steps = 0,
+    block: Block = 32,
+    remasking: Remasking = "low_confidence",
     guidance: Annotated[float, typer.Option(help="of such a model: above 0, the answer keeps closer to the prompt")] = 0.0,
     stop: Annotated[
         list[str] | None, typer.Option(help="a string that ends a text; may be given several times", show_default=False)
     ] = None,
     seed: Annotated[int | None, typer.Option(help="the same seed gives the same texts", show_default=False)] = None,
     batch: Annotated[int, typer.Option(help="prompts at a time")] = 8,
-    int8: Annotated[bool, typer.Option("--int8", help="keep the weights in 8 bits")] = False,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, ...; left out: as stored", show_default=False)] = "",
+    int8: Int8 = False,
+    dtype: Dtype = "",
     as_json: Annotated[bool, typer.Option("--json", help="a line of JSON for each text: prompt and text")] = False,
 ) -> None:
     """Write what SOURCE's model says after each prompt."""
