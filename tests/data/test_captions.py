@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from luthier.cli.main import app
-from luthier.data.forms import detect, normalise, pictures
+from luthier.data.forms import detect, normalise
+from luthier.data.illustrated import pictures
 from luthier.data.read import read
 from luthier.data.settings import Data
 from luthier.data.stream import Part, open_stream

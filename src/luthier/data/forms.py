@@ -15,16 +15,15 @@
 | choices | question, choices, answer | {"question", "choices", "answer"} (answer: a number from 0) |
 | captions | image (a file) and caption, captions or text | {"image", "text"} (text: one, or a list to draw from) |
 
-Conversations may have pictures: a column image (or images), or parts {"type": "image", "image": FILE} of a turn. The turn that shows them
-then has {"images": [FILE]} and says <image> where each stands; before the first question, if the row does not say where.
-Any row may name the adapter that it is for, where a model has several: a column adapter, kept as it is.
+Conversations may have pictures: illustrated.py. Any row may name the adapter that it is for, where a model has several: a column
+adapter, kept as it is.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from luthier.data.illustrated import IMAGE, show
 from luthier.lookup import suggest
 
 ROLES = {
@@ -41,7 +40,6 @@ TAGS = ("tags", "ner_tags", "pos_tags", "labels")
 COMPLETION = ("completion", "response", "answer", "output")
 CHOICES = ("choices", "options", "candidates")
 CAPTION = ("caption", "captions")
-IMAGE = "<image>"  # where a picture stands in a text
 ANSWER = ("answer", "answerKey", "label", "answer_key")
 
 Row = Mapping[str, Any]
@@ -62,22 +60,6 @@ def detect(rows: Sequence[Row]) -> str:
     )
 
 
-def pictures(row: Row) -> list[str]:
-    """The files of a normalised row's pictures, in order."""
-    shown = [path for message in row.get("messages", ()) for path in message.get("images", ())]
-    return [row["image"], *shown] if "image" in row else shown
-
-
-def placed(row: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A normalised row with the paths of its pictures, which are relative to the folder of the file that it is from."""
-    for holder in (row, *row.get("messages", ())):
-        if "image" in holder:
-            holder["image"] = str(folder / Path(holder["image"]).expanduser())
-        if "images" in holder:
-            holder["images"] = [str(folder / Path(path).expanduser()) for path in holder["images"]]
-    return row
-
-
 def rename(row: Row, columns: Mapping[str, str | int]) -> dict[str, Any]:
     """The row with our names in place of the file's, {ours: theirs}."""
     theirs = {ours: str(name) for ours, name in columns.items()}
@@ -94,7 +76,7 @@ def normalise(row: Row, form: str, system: str | None = None) -> dict[str, Any]:
     if row.get("adapter") not in (None, ""):
         normal["adapter"] = str(row["adapter"])
     if "messages" in normal:
-        _show(normal["messages"], row)
+        show(normal["messages"], row)
         _check(normal["messages"])
         if system is not None and normal["messages"][0]["role"] != "system":
             normal["messages"] = [{"role": "system", "content": system}, *normal["messages"]]
@@ -107,29 +89,6 @@ def _check(messages: list[dict[str, str]]) -> None:
         raise ValueError(f"no assistant turn (roles: {found}), so there is nothing to learn; add the answer or remove the row")
     if not any(message["content"].strip() for message in messages if message["role"] == "assistant"):
         raise ValueError("every assistant turn is empty, so there is nothing to learn; add the answer or remove the row")
-
-
-def _show(messages: list[dict[str, Any]], row: Row) -> None:
-    """Gives each turn the pictures that its text has places for."""
-    parts = [path for message in messages for path in message.pop("parts", [])]
-    column = row.get("images") if row.get("images") is not None else row.get("image")
-    images = [path for path in parts if path is not None] or ([] if column is None else column if isinstance(column, list) else [column])
-    if parts and not images:
-        raise ValueError("a turn holds something that is not text, a picture, and no file is named for it; name it in a column image")
-    if not images:
-        return
-    if not all(isinstance(path, str) for path in images):
-        raise ValueError("a picture is named by the path of its file; this row holds something else")
-    if not any(IMAGE in message["content"] for message in messages):
-        first = next((message for message in messages if message["role"] == "user"), messages[0])
-        first["content"] = f"{IMAGE}\n" * len(images) + first["content"]
-    places = [message["content"].count(IMAGE) for message in messages]
-    if sum(places) != len(images):
-        raise ValueError(f"{len(images)} pictures and {sum(places)} places for them ({IMAGE}) in one row; each picture needs one place")
-    rest = iter(images)
-    for message, count in zip(messages, places, strict=True):
-        if count:
-            message["images"] = [next(rest) for _ in range(count)]
 
 
 def _captions(row: Row) -> dict:

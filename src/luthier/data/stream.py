@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from luthier.data import forms
+from luthier.data import forms, illustrated
 from luthier.data.pictures import check_pictures
 from luthier.data.read import Rows, read
 from luthier.data.settings import Data, Source
@@ -51,7 +51,7 @@ class Part:
 
     def __getitem__(self, index: int) -> dict:
         try:
-            return forms.placed(forms.normalise(self._renamed(index), self.form, self.system), self.rows.path.parent)
+            return illustrated.placed(forms.normalise(self._renamed(index), self.form, self.system), self.rows.path.parent)
         except (KeyError, TypeError, IndexError) as error:
             where = self.rows.where(index)
             raise ValueError(f"{where}: not a row of the form {self.form!r} ({type(error).__name__}: {error}); mend it") from error
@@ -70,7 +70,7 @@ class Part:
         """A row, once it is sure that its pictures are there."""
         row = self[index]
         try:
-            check_pictures(forms.pictures(row))
+            check_pictures(illustrated.pictures(row))
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.rows.where(index)}: {error}") from error
         return row

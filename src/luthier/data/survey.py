@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from luthier.data.forms import IMAGE
+from luthier.data.illustrated import IMAGE
 from luthier.data.stream import Part
 from luthier.data.template import Template
 from luthier.data.tokenizer import Ranges, Tokenizer

@@ -18,7 +18,7 @@ import torch
 from tokenizers import Encoding
 from torch import Tensor
 
-from luthier.data.forms import pictures
+from luthier.data.illustrated import pictures
 from luthier.data.stream import Sample
 from luthier.data.tokenizer import Tokenizer
 from luthier.sources.marks import Marks, marks

@@ -4,7 +4,7 @@ import random
 
 from torch import Tensor
 
-from luthier.data.forms import pictures
+from luthier.data.illustrated import pictures
 from luthier.data.stream import Sample
 from luthier.data.tokenizer import Ranges
 from luthier.objectives._batch import quoted

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from luthier.data.forms import IMAGE
+from luthier.data.illustrated import IMAGE
 from luthier.data.stream import Sample
 from luthier.objectives._batch import Batch, Example, Reading, Term
 from luthier.objectives._language import best_tokens, refuse_encoder, token_loss

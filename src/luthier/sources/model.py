@@ -12,7 +12,7 @@ from torch import Tensor
 from luthier.anatomy.anatomy import Anatomy, anatomy
 from luthier.anatomy.merge import merge
 from luthier.core.transformer import Net
-from luthier.data.forms import IMAGE
+from luthier.data.illustrated import IMAGE
 from luthier.data.template import Template
 from luthier.data.tokenizer import Tokenizer
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from luthier.data.forms import IMAGE
+from luthier.data.illustrated import IMAGE
 from luthier.data.pictures import CLIP, VIT, read_pictures
 from luthier.data.tokenizer import Ranges
 from luthier.sources.model import Model
