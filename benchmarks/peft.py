@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def show(head: list[str], line: list[str]) -> None:
     """Put a line into the page, as soon as it is known."""
     path = RESULTS / "peft.md"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    methods, grids = (merged(text, each, [line] if each is head else []) for each in (HEAD, GRID_HEAD))
+    methods, grids = (merged(text, names, [line] if each is head else []) for each, names in ((HEAD, METHODS), (GRID_HEAD, GRIDS)))
     keep(
         "peft",
         f"# Tuning methods against peft, SmolLM2-135M, AdamW\n\n{note()}\n\n{table(HEAD, methods)}\n{grid_note()}\n\n{table(GRID_HEAD, grids)}",
@@ -124,15 +125,11 @@ def grid_note() -> str:
     )
 
 
-def merged(text: str, head: list[str], new: list[list[str]]) -> list[list[str]]:
-    """The lines of that table in an earlier page, sorted, with the new ones in the place of those of the same name and dtype."""
+def merged(text: str, names: Collection[str], new: list[list[str]]) -> list[list[str]]:
+    """The lines of these names in an earlier page, in this order, with the new ones in the place of those of the same name and dtype."""
     lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if line.startswith("|")]
-    start = lines.index(head) + 2 if head in lines else len(lines)
-    width = next((i for i, line in enumerate(lines[start:]) if len(line) != len(head)), len(lines) - start)
-    kept = {tuple(line[:2]): line for line in lines[start : start + width]}
-    found = kept | {tuple(line[:2]): line for line in new}
-    order = [*METHODS, *GRIDS]
-    return sorted(found.values(), key=lambda line: (line[1] != "float32", order.index(line[0])))
+    found = {tuple(line[:2]): line for line in [*lines, *new] if line[0] in names}
+    return sorted(found.values(), key=lambda line: (line[1] != "float32", list(names).index(line[0])))
 
 
 def compare(made: dict[str, str], folder: Path, method: str, dtype: str, args: argparse.Namespace) -> list[str]:
