@@ -57,6 +57,19 @@ def test_every_part_is_there(grid: Path):
     assert sum(attributes.get("class") == "chart" for _, attributes in read_back.tags) == 4
 
 
+def test_methods_that_are_alike_are_named_together(tmp_path: Path):
+    methods = {name: {"accuracy": figure, "trained": size} for name, figure, size in (("a", 1.0, 10), ("b", 1.0, 3000), ("c", 0.5, 5))}
+    text = re.sub(r"\s+", " ", Page(html(write_grid(tmp_path / "g", methods))).text)
+    assert "a and b have the highest accuracy together, 1.000; trained parameters: a with 10, b with 3,000." in text
+    methods["b"]["accuracy"] = 0.5
+    assert "a has the highest accuracy, 1.000" in re.sub(r"\s+", " ", Page(html(write_grid(tmp_path / "h", methods))).text)
+
+
+def test_the_page_alone_goes_into_a_file(grid: Path, tmp_path: Path):
+    assert write(tmp_path / "alone.html", compare(read([grid]))) == [tmp_path / "alone.html"]
+    assert (tmp_path / "alone.html").read_text().startswith("<!doctype html>")
+
+
 def test_methods_differ_in_shape_and_colour(grid: Path):
     """Colour is never the only mark."""
     keys = re.findall(r'<svg class="key (k\d)".*?<path class="mark" d="([^"]+)"', html(grid))

@@ -22,6 +22,7 @@ from luthier.comparing.grid import Cell, Grid
 from luthier.comparing.grid_file import read_grid
 from luthier.comparing.runner import compare
 from luthier.config import RunFailed
+from luthier.objectives import _batch
 from luthier.run import Run, base, run
 from luthier.training.stop import Interrupted, Stop
 from tinygrid import METHODS, write_grid
@@ -118,6 +119,20 @@ def test_the_folder_of_a_grid(tmp_path: Path) -> None:
         assert result["latency"]["base"] > 0 and result["latency"]["unmerged"] > 0
         assert (result["latency"]["merged"] is None) == (name == "full")
         assert result["memory_bytes"] > 2**20
+
+
+def test_texts_become_tokens_once_for_all_runs_of_a_seed(tmp_path: Path, monkeypatch) -> None:
+    made: list[tuple[int, ...]] = []
+    own = _batch._encoded
+    monkeypatch.setattr(_batch, "_encoded", lambda *args: made.append(tuple(sample.index for sample in args[1])) or own(*args))
+    counts = []
+    for methods in ({"full": "full"}, METHODS):
+        path = write_grid(tmp_path, {"model": stored(tmp_path)}, methods=methods, output=str(tmp_path / f"grid{len(methods)}"))
+        made.clear()
+        compare(path)
+        assert len(made) == len(set(made))  # held-out rows too, however often they are measured
+        counts.append(len(made))
+    assert counts[0] == counts[1]
 
 
 def test_axes_make_cells_for_the_methods_that_have_them(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ def compare(
     ],
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a grid: finished cells stay, half ones continue.")] = False,
     metric: Annotated[str, typer.Option(help="of finished runs: what they are sorted and tested by", show_default=False)] = "",
-    report: Annotated[Path | None, typer.Option(help="of finished runs: write the tables and report.html here", show_default=False)] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="of finished runs: a folder for the tables and report.html, or an .html file", show_default=False)
+    ] = None,
     latency: Annotated[bool, typer.Option("--latency", help="Of finished runs: load each, and measure what a token takes.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
@@ -47,6 +49,10 @@ def compare(
 
         if resume:
             raise ValueError("--resume is for a grid; name its YAML file")
+        if report is not None and report.suffix[1:2].isalpha() and report.suffix != ".html" and not report.is_dir():
+            raise ValueError(
+                f"--report {report}: name a folder for the tables and the page, or a file that ends in .html for the page alone"
+            )
         if latency:
             from luthier.comparing.latency import of_folder
 

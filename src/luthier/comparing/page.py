@@ -1,5 +1,6 @@
 """report.html of a comparison: the table, what each method reaches and costs, learning curves, errors by class, failures; nothing from outside."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ SHOWN = 16  # classes side by side
 
 
 def write(folder: str | Path, found: Comparison) -> list[Path]:
-    """table.json, table.csv, table.tex and report.html of a comparison in a folder, each whole or not at all."""
+    """table.json, table.csv, table.tex and report.html of a comparison in a folder, or the page alone in a file, each whole or not at all."""
     folder = Path(folder)
+    if folder.suffix == ".html" and not folder.is_dir():
+        write_text(folder, page(found, folder.stem))
+        return [folder]
     texts = {
         "table.json": table.as_json(found),
         "table.csv": table.as_csv(found),
@@ -92,12 +96,19 @@ def recipe(found: Comparison) -> list[tuple[str, str]]:
 
 
 def verdict(found: Comparison) -> tuple[str, str]:
-    """The first thing a reader wants to know: the best method's name, and what is to be said of it."""
+    """The first thing a reader wants to know: the best method's name (of several alike, all of them), and what is to be said of it."""
     ranked = [each for each in found.methods if found.metric in each.figures]
     if len(ranked) < 2 or not found.metric:
         return "", ""
-    best = ranked[0]
-    told = f"has the {'highest' if found.rises else 'lowest'} {table.words(found.metric)}, {table.spread_text(best.figures[found.metric])}"
+    best, which = ranked[0], f"the {'highest' if found.rises else 'lowest'} {table.words(found.metric)}"
+    mean = best.figures[found.metric].mean
+    tied = [each for each in ranked if math.isclose(each.figures[found.metric].mean, mean, rel_tol=1e-9, abs_tol=1e-12)]
+    if len(tied) > 1:
+        names = [each.name for each in tied]
+        sizes = [f"{each.name} with {count(each.trained)}" for each in tied if each.trained is not None]
+        told = f"have {which} together, {table.spread_text(best.figures[found.metric], error=False)}"
+        return f"{', '.join(names[:-1])} and {names[-1]}", told + (f"; trained parameters: {', '.join(sizes)}." if sizes else ".")
+    told = f"has {which}, {table.spread_text(best.figures[found.metric])}"
     told += f", with {count(best.trained)} trained parameters." if best.trained is not None else "."
     if best.against is not None:
         sure = best.against.low > 0 or best.against.high < 0

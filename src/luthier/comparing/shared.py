@@ -6,6 +6,7 @@ values gets a copy of those it changes, so no run sees what another one does.
 
 import copy
 import json
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from luthier.comparing import memory
 from luthier.comparing.lower import Known, Lower, lowest
 from luthier.core.transformer import Net
 from luthier.data.stream import Stream, open_stream
+from luthier.objectives._batch import AT_ONCE, Example
 from luthier.run import Ready, Run, base, make, prepare, section
 from luthier.sources.model import Model
 from luthier.training import random
@@ -74,6 +76,17 @@ def place(value: Tensor) -> tuple:
     return value.untyped_storage().data_ptr(), value.storage_offset(), tuple(value.shape), value.stride(), value.dtype
 
 
+class Made(OrderedDict[str, list[list[Example]]]):
+    """Examples by what they follow from. The ones made longest ago go first, or a long training set would be kept whole."""
+
+    limit = 2**16  # rows, 128 at a time
+
+    def __setitem__(self, key: str, value: list[list[Example]]) -> None:
+        super().__setitem__(key, value)
+        while len(self) * AT_ONCE > self.limit:
+            self.popitem(last=False)
+
+
 @dataclass
 class Shared:
     """Makes runs ready, as `prepare` does; what two of them need alike is made for the first."""
@@ -83,6 +96,7 @@ class Shared:
     start: int = 0  # bytes that the process holds besides the first base, once that is loaded
     streams: dict[str, Stream] = field(default_factory=dict)
     objectives: dict[str, Any] = field(default_factory=dict)
+    made: dict[str, Made] = field(default_factory=dict)  # by base, whose tokenizer made them
 
     def ready(self, config: Run) -> Ready:
         method = make("tuning", config.tuning)
@@ -92,6 +106,7 @@ class Shared:
             return prepare(config, stream)
         lender = self.base(config)
         ready = prepare(config, stream, lender.lend(), lender.drawn)
+        ready.model.made = self.made.setdefault(str(id(lender)), Made())
         trained = list(ready.attached.parameters.values())
         lender.lay(ready.model.net, trained, config.training.precision)
         count = lowest(ready.model.net, trained)

@@ -17,6 +17,10 @@ from luthier.report import count, signed
 
 NONE = "–"
 GAP = "  "
+PEAK = (
+    "the highest peak of memory among the runs; of a grid's cell an estimate of what it would take alone: the base, what the run keeps and the "
+    "most that one of its steps took"
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ def columns(found: Comparison) -> list[Column]:
         Column("seeds", "finished runs", lambda m: str(len(m.cells)), False),
         Column("trained", "trained parameters, and their share of all", lambda m: count(m.trained) or NONE),
         Column("share", "trained parameters of all parameters", lambda m: share_text(m.share)),
-        Column("memory", "the highest peak of memory among the runs; of the whole process, where a run had one of its own", lambda m: bytes_text(m.memory_bytes)),
+        Column("memory", PEAK, lambda m: bytes_text(m.memory_bytes)),
         Column("tokens/s", "tokens trained on in a second", lambda m: count(m.tokens_per_s) or NONE),
         Column("on disk", "size of the adapter or model", lambda m: bytes_text(m.artefact_bytes)),
         Column("added", "time that a token takes longer than with the base alone", lambda m: time_text(m.added("unmerged"))),

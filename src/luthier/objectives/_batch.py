@@ -217,9 +217,20 @@ class Reading:
 def encode(objective: "Objective", samples: Sequence[Sample], model: Model, length: int) -> list[list[Example]]:
     """The examples of each sample, tokenised together; [] where a sample has nothing to learn."""
     assert model.tokenizer is not None
+    template = marks(model)
+    if model.made is None or any(pictures(sample.row) for sample in samples):  # pictures are large
+        return _encoded(objective, samples, model, length, template)
+    key = repr((objective, length, template, model.template and model.template.fingerprint(), samples))
+    found = model.made.get(key)
+    if found is None:
+        found = model.made[key] = _encoded(objective, samples, model, length, template)
+    return found
+
+
+def _encoded(objective: "Objective", samples: Sequence[Sample], model: Model, length: int, template: Marks | None) -> list[list[Example]]:
+    assert model.tokenizer is not None
     for sample in samples:
         _check_sight(sample, objective, model)
-    template = marks(model)
     if template is not None:
         samples = [replace(sample, row=template.write(sample.row)) for sample in samples]
     readings = [objective.read(sample, model) for sample in samples]

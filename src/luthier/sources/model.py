@@ -1,6 +1,6 @@
 """A model ready for use: the net, its tokenizer and chat template, and its anatomy; ours or transformers', the same from here on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,9 @@ class Model:
         attached: Any = None,
     ):
         self.net, self.tokenizer, self.template, self.source, self.attached = net, tokenizer, template, source, attached
+        self.made: MutableMapping[str, Any] | None = (
+            None  # of runs that share their rows: what these were made into, by what that follows from
+        )
         if net.sight is not None and net.sight.tokens and tokenizer is not None and tokenizer.id(IMAGE) is None:
             tokenizer.add([IMAGE], special=True)  # the place of a picture is a token of its own
 
