@@ -143,9 +143,11 @@ def heads(case: Case) -> str | None:
         if kind not in present:
             return f"objective {case.objective.kind} needs the head {kind!r} with {labels} labels, and the model has {spelt(present)}"
         head = present[kind]
-        if isinstance(head, LabelHead) and head.out.weight.shape[0] != labels:
+        with case.model.running()[0]:  # each adapter in parallel has one of its own
+            have = head.out.weight.shape[0] if isinstance(head, LabelHead) else labels
+        if have != labels:
             return (
-                f"the model's head {kind!r} has {head.out.weight.shape[0]} labels and the data {labels}; "
+                f"the model's head {kind!r} has {have} labels and the data {labels}; "
                 "train on data with the same labels, or start from the base model"
             )
     return None

@@ -15,6 +15,7 @@ import luthier
 from kinds import build, shake
 from luthier.anatomy.anatomy import anatomy
 from luthier.cli.main import app
+from luthier.comparing import latency
 from luthier.evaluation._measure import measure
 from luthier.evaluation._predictions import predictions
 from luthier.objectives._batch import Example, collate, pack
@@ -212,6 +213,20 @@ def test_the_command_answers_the_rows_of_a_file_each_by_its_adapter(tmp_path: Pa
     wrong = CliRunner().invoke(app, arguments)
     assert (wrong.exit_code, "no adapter is called 'nobody'" in wrong.stderr) == (2, True)
     alone = CliRunner().invoke(app, ["evaluate", str(folder), "--rows", "2"])
+    assert alone.exit_code == 0, alone.output
+
+
+def test_each_adapter_has_a_head_of_its_own(tmp_path: Path):
+    """A run of classes: trained, saved, measured again, timed."""
+    texts = [{"text": f"a lute {i}", "label": ["x", "y"][i % 2], "adapter": NAMES[i % 3 > 0]} for i in range(20)]
+    data = {"path": str(write_rows(tmp_path / "texts.jsonl", texts))}
+    path = write_run(tmp_path, data=data, objective={"kind": "classify"}, tuning=None, evaluation=["accuracy"])
+    result = run(Run.from_yaml(path, ["tuning=" + json.dumps(MIXED)]))
+    model = luthier.load(result.folder)
+    heads = [model.attached.parameters[f"{label}.heads.classify.out.weight"] for label in ("lora", "prompt")]
+    assert not torch.equal(*heads)
+    assert all(isinstance(value, float) for value in latency.measure(model).values())
+    alone = CliRunner().invoke(app, ["evaluate", str(result.folder)])
     assert alone.exit_code == 0, alone.output
 
 

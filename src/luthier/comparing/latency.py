@@ -27,10 +27,13 @@ TURNS, LEAST_S = 9, 0.5
 
 
 def measure(model: Model) -> dict[str, float | None]:
-    """Seconds a token: base, unmerged, merged; None where there is nothing to merge or it cannot be. The model stays as it is."""
+    """Seconds a token: base, unmerged, merged; None where there is nothing to merge or it cannot be. The model stays as it is.
+
+    Of adapters in parallel the first is measured.
+    """
     if model.attached is not None and model.attached.net is not None:  # states from a cache: no forward pass of its own
         return {"base": None, "unmerged": None, "merged": None}
-    nets = {"unmerged": copied(model.net), "base": bare(model)} | folded(model)
+    nets = {"unmerged": copied(model).net, "base": bare(model)} | folded(model)
     with torch.no_grad():
         found = by_turns({name: step(net) for name, net in nets.items() if net is not None})
     if nets["base"] is None:  # all of it was trained, nothing added
@@ -48,10 +51,12 @@ def of_folder(folder: Path) -> None:
     folders.write_json(path, read_json(path, {}) | {"latency": measure(ready.model)})
 
 
-def copied(net: Net) -> Net:
+def copied(model: Model) -> Model:
     """Over the same weights, in evaluation mode."""
-    made = over(net).eval()
-    made.fuse()
+    made = Model(over(model.net).eval())
+    if model.attached is not None and model.attached.passes:
+        made.anatomy.activate(model.attached.passes[0])
+    made.net.fuse()
     return made
 
 
@@ -59,7 +64,7 @@ def bare(model: Model) -> Net | None:
     """The net without what was added; None where nothing was."""
     if not model.anatomy.adapters:
         return None
-    made = Model(copied(model.net))
+    made = copied(model)
     for name in made.anatomy.adapters:
         made.anatomy.remove(name)
     return made.net
@@ -67,10 +72,9 @@ def bare(model: Model) -> Net | None:
 
 def folded(model: Model) -> dict[str, Net]:
     """The net with what was trained in its weights, where that can be done."""
-    made = Model(copied(model.net))
+    made = copied(model)
     if not made.anatomy.adapters:
         return {}
-    made.anatomy.activate(*model.anatomy.active)
     try:
         merge(made.anatomy)
     except ValueError:

@@ -216,7 +216,8 @@ def save(attached: Attached, node: Node, directory: Path) -> None:
     def fill(where: Path) -> None:
         for label, member in attached.members.items():
             member.source, member.tokenizer = attached.source, attached.tokenizer
-            write(member, where / label) if member.save_of is None else member.save_of(where / label)
+            with attached.anatomy.using(member.name):  # what is asked of a head is asked of the member's
+                write(member, where / label) if member.save_of is None else member.save_of(where / label)
         write_json(where / COMPOSITION, record)
 
     replace_folder(directory, fill, sum(value.nbytes for value in attached.state().values()))
