@@ -57,13 +57,13 @@ def main() -> None:
         write_qwen2(Path(folder) / "qwen2")
         rows = [row for name in ("smollm2", "qwen2") for row in compare(name, f"{folder}/{name}", args.rounds)]
     head = ["model", "measured", "Luthier s", "peer s", "ratio", "same token"]
-    keep("loading", f"# From nothing to the first token\n\n{note()}\n\n{table(head, rows)}")
+    keep("loading", f"# From nothing to the first token\n\n{note(args.rounds)}\n\n{table(head, rows)}")
 
 
-def note() -> str:
+def note(rounds: int) -> str:
     return (
         f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPU cores, torch {torch.__version__}; peer: transformers' from_pretrained. Processor time of "
-        "one thread, tokenizer included, medians, sides in turn, files in the page cache. 'load' counts from after the imports, 'process' from the "
+        f"one thread, tokenizer included, medians of {rounds} rounds, sides in turn, files in the page cache. 'load' counts from after the imports, 'process' from the "
         "start of Python."
     )
 
