@@ -19,7 +19,8 @@ from luthier.tuning._read import read
 from tuning.test_adapter import base
 
 HERE = Path(__file__).with_name("adapters_1.3.0")
-CASES = [path.name for path in sorted(HERE.iterdir()) if (path / "adapter_config.json").is_file()]
+CASES = [path.name for path in sorted(HERE.iterdir()) if (path / "adapter_config.json").is_file() and "head" not in path.name]
+HEADS = {"classification": "classify", "tagging": "tag", "qa": "spans"}
 
 
 @cache
@@ -136,3 +137,40 @@ def test_what_it_cannot_read_is_refused_and_the_model_stays(change: dict, words:
     with pytest.raises(ValueError, match=words):
         read(anatomy(net), tmp_path / "adapter")
     torch.testing.assert_close(said(net, "bert"), before, rtol=0, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", HEADS)
+def test_a_head_says_what_the_librarys_says(case: str, tmp_path: Path):
+    convert_pickles(HERE / f"bert-head-{case}", tmp_path / "adapter")
+    base("bert").save_pretrained(tmp_path / "base")
+    model = load(tmp_path / "base", adapter=tmp_path / "adapter")
+    states = model.net.hidden(expected()["ids"])
+    head = model.net.heads[HEADS[case]]
+    close(head(states[:, 0] if case == "classification" else states), expected()[f"bert/head-{case}"])
+    with model.anatomy.using():  # it is the adapter's
+        away = head(states[:, 0] if case == "classification" else states)
+    assert not torch.allclose(away, expected()[f"bert/head-{case}"], atol=1e-3)
+
+
+def test_a_head_that_is_not_read_is_refused_with_the_way_out(tmp_path: Path):
+    convert_pickles(HERE / "bert-head-classification", tmp_path / "adapter")
+    net = base("bert")
+    with pytest.raises(
+        ValueError, match=r"head_config.json: a head of the library adapters goes onto an encoder that is loaded from its folder"
+    ):
+        read(anatomy(net), tmp_path / "adapter")
+    assert not anatomy(net).adapters
+    file = tmp_path / "adapter" / "head_config.json"
+    config = json.loads(file.read_text())
+    net.save_pretrained(tmp_path / "base")
+    for changes, told in (({"layers": 1}, "layers=1"), ({"head_type": "causal_lm"}, "head_type='causal_lm'")):
+        file.write_text(json.dumps(config | {"config": config["config"] | changes}))
+        with pytest.raises(ValueError, match=rf"not read here \({told}\); to load the adapter alone, take the head's two files out"):
+            load(tmp_path / "base", adapter=tmp_path / "adapter")
+    file.write_text(json.dumps(config))
+    (tmp_path / "adapter" / "model_head.safetensors").rename(tmp_path / "adapter" / "gone")
+    with pytest.raises(FileNotFoundError, match="no model_head.safetensors"):
+        load(tmp_path / "base", adapter=tmp_path / "adapter")
+    file.unlink()
+    assert "classify" not in load(tmp_path / "base", adapter=tmp_path / "adapter").net.heads

@@ -1,7 +1,7 @@
 """Folders of the library adapters, read only: bottlenecks, invertible adapters, Compacter, prefixes, fusions (Poth et al. 2023, arXiv:2311.11077).
 
 Its tensors stand under the modules of the model with the adapter's name among them; what it calls which sublayer is sorted out here. Heads
-lie in files of their own there and are not read.
+of classification, tagging and spans lie in files of their own beside them; they are the head of the model here, under the adapter's name.
 """
 
 import re
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from luthier.anatomy.call import positions_of
 from luthier.config import build
+from luthier.core.transformer import Transformer
 from luthier.lookup import lookup
 from luthier.tuning._attached import Attached
 from luthier.tuning._bottleneck import SUBLAYERS, is_post_norm
-from luthier.tuning._folder import CONFIG, LIBRARY_FUSION
+from luthier.tuning._folder import CONFIG, LIBRARY_FUSION, LIBRARY_HEAD
 from luthier.tuning._reading import Reading, set_values
 
 ACTS = {"relu": "relu", "gelu": "gelu", "swish": "silu", "silu": "silu", "gelu_new": "gelu_tanh", "tanh": "tanh"}
@@ -47,6 +48,8 @@ class ReadLibrary(Reading):
 
     def attached(self) -> Attached:
         self.settings, self.its_name = self.config["config"], self.config["name"]
+        if self.folder.head:
+            self._check_head()
         if "adapter_names" in self.config:
             return self._fusion()
         if self.settings.get("architecture") == "prefix_tuning":
@@ -64,7 +67,9 @@ class ReadLibrary(Reading):
         wanted: dict[str, str] = {}
         for name in attached.parameters:
             address, _, end = name.rpartition(".")
-            if name == "rule":
+            if name.startswith("heads."):
+                wanted[name] = self._of_head(name)
+            elif name == "rule":
                 wanted[name] = next(
                     (key for key in self.folder.tensors if key.endswith(f"shared_parameters.{self.its_name}.phm_rule")), name
                 )
@@ -79,6 +84,24 @@ class ReadLibrary(Reading):
                 wanted[name] = f"{stems.get(address, address)}.adapters.{self.its_name}.{place}.{stored}"
         self._fill(attached, wanted)
         return attached
+
+    def _check_head(self) -> None:
+        """Only a bottleneck brings its head, onto a model of ours that reads sentences by their first token, as the library does."""
+        net, (kind,) = self.anatomy.net, self.folder.heads
+        if self.settings.get("architecture") is not None or "adapter_names" in self.config:
+            raise ValueError(f"{self.folder.path / LIBRARY_HEAD}: the head of a bottleneck is read here, of others not; take its files out")
+        if not isinstance(net, Transformer) or kind not in net.heads or (kind == "classify" and net.causal):
+            raise ValueError(
+                f"{self.folder.path / LIBRARY_HEAD}: a head of the library adapters goes onto an encoder that is loaded from its folder with "
+                f"luthier.load(..., adapter=...), and this is {type(self.anatomy.root).__name__}; or take the head's two files out of the folder"
+            )
+
+    def _of_head(self, name: str) -> str:
+        """heads.classify.pooler.dense.weight is its first layer, heads.classify.out.weight its last one: places in a Sequential."""
+        _, kind, part, *_, end = name.split(".")
+        if not self.folder.head:
+            raise ValueError(f"{self.folder.path}: the model has a head ({kind}) and the folder none; load the model without its head")
+        return f"heads.{self.its_name}.{4 if (part, kind) == ('out', 'classify') else 1}.{end}"
 
     def _method(self) -> tuple[str, dict[str, Any]]:
         """The plug-in and its fields."""

@@ -18,6 +18,13 @@ TYPES = {"prefix_tuning": "p_tuning_v2", "prompt_tuning": "prompt"}  # peft's ot
 DELTA = ".token_adapter.trainable_tokens_delta"
 LIBRARY_WEIGHTS, LIBRARY_FUSION = "adapter.safetensors", "adapter_fusion_config.json"  # of the library adapters
 FUSION_WEIGHTS = "model_adapter_fusion.safetensors"
+LIBRARY_HEAD, HEAD_WEIGHTS = "head_config.json", "model_head.safetensors"
+# Heads of that library that are read: its name, our head, and what its settings must be for them to be the same function.
+LIBRARY_HEADS = {
+    "classification": ("classify", {"layers": 2, "activation_function": "tanh", "use_pooler": False, "bias": True}),
+    "tagging": ("tag", {"layers": 1}),
+    "question_answering": ("spans", {"layers": 1, "num_labels": 2}),
+}
 
 
 class Folder:
@@ -28,12 +35,15 @@ class Folder:
         fusion = (path / LIBRARY_FUSION).is_file() and not (path / CONFIG).is_file()
         self.config = read_json(path / (LIBRARY_FUSION if fusion else CONFIG))
         self.library = "peft_type" not in self.config and isinstance(self.config.get("config"), dict)
-        weights = FUSION_WEIGHTS if fusion else LIBRARY_WEIGHTS if self.library else WEIGHTS
-        if not (path / weights).is_file():
-            pickle = next((name for name, made in ADAPTERS.items() if made == weights and (path / name).is_file()), None)
-            other = f" ({pickle} is a pickle, which is never loaded; `luthier convert {path} OUT` makes safetensors of it)"
-            raise FileNotFoundError(f"{path}: no {weights}{other if pickle else ''}")
-        stored = Safetensors([path / weights])
+        weights = [FUSION_WEIGHTS if fusion else LIBRARY_WEIGHTS if self.library else WEIGHTS]
+        self.head = read_json(path / LIBRARY_HEAD) if self.library and (path / LIBRARY_HEAD).is_file() else {}
+        weights += [HEAD_WEIGHTS] if self.head else []
+        for file in weights:
+            if not (path / file).is_file():
+                pickle = next((name for name, made in ADAPTERS.items() if made == file and (path / name).is_file()), None)
+                other = f" ({pickle} is a pickle, which is never loaded; `luthier convert {path} OUT` makes safetensors of it)"
+                raise FileNotFoundError(f"{path}: no {file}{other if pickle else ''}")
+        stored = Safetensors([path / file for file in weights])
         self.tensors = {name.removeprefix(PREFIX).removeprefix("base_model."): stored.read(name) for name in stored.specs}
         note = read_header(path / STATE)[1] if (path / STATE).is_file() else {}
         beside = Safetensors([path / STATE]) if (path / STATE).is_file() else None
@@ -46,10 +56,24 @@ class Folder:
         self.heads: dict[str, int] = json.loads(note["heads"]) if "heads" in note else self._heads()
 
     def _heads(self) -> dict[str, int]:
-        """The task heads that an adapter of peft's brings, and their labels."""
+        """The task heads that an adapter of peft's or of the library brings, and their labels."""
+        if self.head:
+            return self._library_head()
         kind = HEADS.get(str(self.config.get("task_type")))
         rows = [len(value) for name, value in self.tensors.items() if name in ("classifier.weight", "score.weight", "qa_outputs.weight")]
         return {kind: rows[0]} if kind and rows else {}
+
+    def _library_head(self) -> dict[str, int]:
+        settings = self.head.get("config") or {}
+        kind, wanted = LIBRARY_HEADS.get(str(settings.get("head_type")), ("", {}))
+        other = {key: settings.get(key) for key, value in wanted.items() if settings.get(key) != value}
+        if not kind or other or not isinstance(settings.get("num_labels"), int):
+            what = ", ".join(f"{key}={value!r}" for key, value in (other or {"head_type": settings.get("head_type")}).items())
+            raise ValueError(
+                f"{self.path / LIBRARY_HEAD}: a head of the library adapters that is not read here ({what}); to load the adapter alone, "
+                "take the head's two files out of the folder"
+            )
+        return {kind: settings["num_labels"]}
 
     @property
     def kind(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import adapters
 import torch
-from adapters import Fuse, PrefixTuningConfig
+from adapters import BertAdapterModel, Fuse, PrefixTuningConfig
 from adapters.configuration import CompacterConfig, DoubleSeqBnConfig, ParBnConfig, SeqBnConfig, SeqBnInvConfig
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
@@ -98,6 +98,25 @@ def main() -> None:
         net.save_adapter(str(HERE / "bert-fusion" / name), name, with_head=False)
     net.save_adapter_fusion(str(HERE / "bert-fusion" / "a,b"), "a,b")
     expected["bert/fusion"] = said(net, "bert", ids)
+    for head, labels in (("classification", 3), ("tagging", 4), ("qa", 2)):
+        net = BertAdapterModel(base("bert").config)
+        net.bert.load_state_dict(
+            {
+                name.removeprefix("bert."): value
+                for name, value in base("bert").state_dict().items()
+                if ".embeddings." in name or ".encoder." in name
+            },
+            strict=False,
+        )
+        net.set_attn_implementation("eager")
+        net.add_adapter("one", config=SeqBnConfig(reduction_factor=4))
+        getattr(net, f"add_{head}_head")("one", num_labels=labels)
+        net.active_adapters = "one"
+        shaken(net.eval(), "one")
+        net.save_adapter(str(HERE / f"bert-head-{head}"), "one", with_head=True)
+        with torch.no_grad():
+            out = net(input_ids=ids)
+        expected[f"bert/head-{head}"] = torch.stack([out.start_logits, out.end_logits], -1) if head == "qa" else out.logits
     save_file({name: value.contiguous() for name, value in expected.items()}, HERE / "expected.safetensors")
 
 
