@@ -63,8 +63,8 @@ def main() -> None:
 def note(rounds: int) -> str:
     return (
         f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPU cores, torch {torch.__version__}; peer: transformers' from_pretrained. Processor time of "
-        f"one thread, tokenizer included, medians of {rounds} rounds, sides in turn, files in the page cache. 'load' counts from after the imports, 'process' from the "
-        "start of Python."
+        f"one thread, tokenizer included, medians of {rounds} rounds, sides in turn, files in the page cache. 'load' counts from after the imports, "
+        "'process' from the start of Python."
     )
 
 
