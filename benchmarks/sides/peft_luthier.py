@@ -19,7 +19,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     model = luthier.load(args.model, dtype=args.dtype)
-    luthier.tune(model, json.loads(args.method)).load_state(load_file(f"{args.start}/state.safetensors"))
+    attached = luthier.tune(model, json.loads(args.method))
+    for parameter in attached.parameters.values():
+        parameter.data = parameter.data.float()  # as training keeps it, so that no start value is rounded
+    attached.load_state(load_file(f"{args.start}/state.safetensors"))
     rounds(model, args.data, args.dtype, args.steps, args.batch)
 
 

@@ -94,7 +94,7 @@ def _p_tuning(ours: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _prefix(ours: dict[str, Tensor]) -> dict[str, Tensor]:
     made = renamed(ours, "decoder.self.prefix.", {"words": "embedding.weight", "inner.": "transform.0.", "outer.": "transform.2."})
-    width = made["transform.2.weight"].shape[0] // 60  # peft's words are as wide as all keys of a layer; the rest of ours is zero
+    width = made["transform.2.weight"].shape[0] // 60  # 30 layers; peft's words are as wide as a layer's keys, the rest of ours is zero
     return made | {name: made[name][:, :width] for name in ("embedding.weight", "transform.0.weight")}
 
 
