@@ -1,13 +1,18 @@
 """Shared products, their low-rank terms and what is made again in backward, against plain autograd."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from luthier.core.fan import Adapted, LowRankTerm, fan, fuse
+from luthier.core import nf4
+from luthier.core.fan import Adapted, LowRankTerm, bare, fan, fuse
 from luthier.core.feedforward import FeedForward, GatedFeedForward
+from luthier.core.frozen import FrozenLinear
 from luthier.core.norm import RMSNorm
+from luthier.core.quantise import quantise as int8
 
 
 class Terms(Adapted):
@@ -47,6 +52,31 @@ def test_a_fan_is_its_modules_and_has_their_gradients(bias, fused):
         grads.append([*outs, *torch.autograd.grad(loss, [x, *factors])])
     for got, want in zip(*grads, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+def quantised(module: nn.Module, quantise) -> nn.Module:
+    """The same over a quantised base; the module itself gets the weight as it is after that."""
+    base = FrozenLinear(copy.deepcopy(bare(module)), quantise, transposed=False)
+    bare(module).weight.data = base.weight  # type: ignore[union-attr]
+    if not isinstance(module, Terms):
+        return base
+    twin = copy.deepcopy(module)
+    twin.base = base  # type: ignore[assignment]
+    return twin
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("quantise", [nf4.quantise, int8], ids=["nf4", "int8"])
+def test_a_fan_of_quantised_projections_is_that_of_the_weights_turned_back(bias: bool, quantise):
+    modules = build(bias, False)
+    x, found = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True), []
+    frozen = tuple(quantised(module, quantise) for module in modules)
+    for each, outs in ((frozen, fan(frozen, x)), (modules, tuple(module(x) for module in modules))):
+        factors = [p for module in each for p in module.parameters() if p.requires_grad]
+        found.append([*outs, *torch.autograd.grad(sum(out.square().sum() for out in outs), [x, *factors])])  # type: ignore[arg-type]
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+    assert all("Fan" in out.grad_fn.next_functions[0][0].name() for out in fan(frozen, x))  # one product  # type: ignore[union-attr]
 
 
 class Gained(Terms):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from luthier.anatomy.switch import Route, Switch
 from luthier.anatomy.table import transposed, values_of
-from luthier.core.fan import Adapted, LowRankTerm
+from luthier.core.fan import Adapted, LowRankTerm, Projection
 from luthier.core.text import TEXT
 
 Values = dict[str, Tensor]  # parameters of one module by name, the weight as (O, I)
@@ -89,9 +89,9 @@ class Around(Adapted):
             return self._run(route.groups[0], x, rest, kwargs)
         return self._mixed(route, x, rest, kwargs)
 
-    def low_rank(self) -> tuple[nn.Linear, list[LowRankTerm]] | None:
+    def low_rank(self) -> tuple[Projection, list[LowRankTerm]] | None:
         route = self.switch.now()
-        if route.rows is not None or not isinstance(self.base, nn.Linear):
+        if route.rows is not None or not isinstance(self.base, Projection):
             return None
         terms = [self._adapter(name).low_rank() for name in route.groups[0] if name in self.adapters]
         found = [term for term in terms if term is not None]

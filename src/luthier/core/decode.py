@@ -162,7 +162,9 @@ def _stated(module: nn.Module) -> Stated | None:
     """A projection and the low-rank terms around it; None where it must be called as it is."""
     if isinstance(module, Adapted):
         stated = module.low_rank()
-        return None if stated is None or any(term.gain_O is not None for term in stated[1]) else stated
+        if stated is None or not isinstance(stated[0], nn.Linear) or any(term.gain_O is not None for term in stated[1]):
+            return None
+        return stated[0], stated[1]
     if type(module) is NormHead:
         return module.fixed(), []
     return (module, []) if type(module) is nn.Linear else None

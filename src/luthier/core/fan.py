@@ -11,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luthier.core.frozen import FrozenLinear
 from luthier.core.recall import recipe_of
+
+Projection = nn.Linear | FrozenLinear
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Adapted(nn.Module, ABC):
     base: nn.Module
 
     @abstractmethod
-    def low_rank(self) -> tuple[nn.Linear, list[LowRankTerm]] | None:
+    def low_rank(self) -> tuple[Projection, list[LowRankTerm]] | None:
         """The base and its terms, or None: call the module itself (dropout is on, another kind of adapter is active)."""
 
 
@@ -56,28 +59,44 @@ def fan(modules: tuple[nn.Module, ...], x: Tensor) -> tuple[Tensor, ...]:
     if any(site is None for site in sites) or torch.compiler.is_compiling():
         return tuple(module(x) for module in modules)
     linears = [site[0] for site in sites if site is not None]
-    weight_OI = _joined([linear.weight for linear in linears])
-    if weight_OI is None:  # not side by side: one by one
+    weight = _weight(linears)
+    if weight is None:  # not side by side: one by one
         return tuple(part for module in modules for part in fan((module,), x))
     bias_O = _joined_bias(linears)
     spans = _spans([linear.out_features for linear in linears])
     terms = [(span, term) for span, site in zip(spans, sites, strict=True) if site is not None for term in site[1]]
     if not terms and not (torch.is_grad_enabled() and x.requires_grad):
-        return F.linear(x, weight_OI, bias_O).split([stop - start for start, stop in spans], -1)
+        return F.linear(x, _turned_back(weight, x.dtype), bias_O).split([stop - start for start, stop in spans], -1)
     factors = [factor for _, term in terms for factor in (term.a_RI, term.b_OR)]
     scales = [(span, term.scale) for span, term in terms]
-    gain_O = _gains(terms, len(weight_OI), x.dtype)
-    parts = _Fan.apply(x.reshape(-1, x.shape[-1]), recipe_of(x), weight_OI, bias_O, gain_O, spans, scales, *factors)
+    gain_O = _gains(terms, spans[-1][1], x.dtype)
+    parts = _Fan.apply(x.reshape(-1, x.shape[-1]), recipe_of(x), weight, bias_O, gain_O, spans, scales, *factors)
     return tuple(part.view(*x.shape[:-1], -1) for part in parts)
 
 
-def _stated(module: nn.Module) -> tuple[nn.Linear, list[LowRankTerm]] | None:
+def _stated(module: nn.Module) -> tuple[Projection, list[LowRankTerm]] | None:
     """A frozen projection and its low-rank terms, or None where the module must be called as it is."""
+    stated: tuple[Projection, list[LowRankTerm]] | None = None
     if isinstance(module, Adapted):
         stated = module.low_rank()
-    else:
-        stated = (module, []) if type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks else None
+    elif isinstance(module, FrozenLinear) or type(module) is nn.Linear:
+        stated = None if module._forward_hooks or module._forward_pre_hooks else (module, [])
     return stated if stated is not None and not any(p.requires_grad for p in stated[0].parameters()) else None
+
+
+def _weight(bases: Sequence[Projection]) -> Tensor | tuple[FrozenLinear, ...] | None:
+    """One view over all weights, or the modules that keep them quantised; None where they are neither."""
+    quantised = tuple(base for base in bases if isinstance(base, FrozenLinear))
+    if quantised:
+        return quantised if len(quantised) == len(bases) else None
+    return _joined([base.weight for base in bases])
+
+
+def _turned_back(weight: Tensor | tuple[FrozenLinear, ...], dtype: torch.dtype) -> Tensor:
+    if isinstance(weight, Tensor):
+        return weight
+    parts = [module.packed.weight().to(dtype) for module in weight]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _gains(terms: Sequence[tuple[tuple[int, int], LowRankTerm]], outputs: int, dtype: torch.dtype) -> Tensor | None:
@@ -112,8 +131,8 @@ def _joined(parts: Sequence[Tensor]) -> Tensor | None:
     return first.detach().as_strided((rows, *first.shape[1:]), first.stride(), first.storage_offset())
 
 
-def _joined_bias(linears: Sequence[nn.Linear]) -> Tensor | None:
-    biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
+def _joined_bias(linears: Sequence[Projection]) -> Tensor | None:
+    biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]  # type: ignore[misc]
     if not biases:
         return None
     assert len(biases) == len(linears), "projections that share an input all have a bias or none has"
@@ -137,11 +156,14 @@ def _join_columns(grads: Sequence[Tensor]) -> Tensor:
 class _Fan(torch.autograd.Function):
     """y = gain * (x W^T + scale * (x A^T) B^T on each term's columns) + b; W and b are frozen. All A's make one product.
 
+    A quantised W is turned back for each product and forgotten.
+
     A gain's gradient needs what it was multiplied by. Without b that is y / gain, and y is mostly kept by its readers anyhow.
     """
 
     @staticmethod
-    def forward(ctx, x_NI, recipe, weight_OI, bias_O, gain_O, spans, scales, *factors):  # type: ignore[override]
+    def forward(ctx, x_NI, recipe, weight, bias_O, gain_O, spans, scales, *factors):  # type: ignore[override]
+        weight_OI = _turned_back(weight, x_NI.dtype)
         y_NO = F.linear(x_NI, weight_OI, bias_O if gain_O is None else None)
         a_RI, bs, ranks = _stack(factors, x_NI.dtype)
         if a_RI is not None:
@@ -156,7 +178,8 @@ class _Fan(torch.autograd.Function):
             y_NO = y_NO if bias_O is None else y_NO.add_(bias_O)
         ctx.recipe = recipe if a_RI is not None else None
         kept = x_NI if a_RI is not None and recipe is None else None
-        ctx.save_for_backward(weight_OI, kept, gain_O, product_NO, *factors)
+        ctx.quantised = None if isinstance(weight, Tensor) else weight
+        ctx.save_for_backward(weight_OI if ctx.quantised is None else None, kept, gain_O, product_NO, *factors)
         ctx.scales = scales
         return tuple(y_NO[:, start:stop] for start, stop in spans)
 
@@ -167,10 +190,10 @@ class _Fan(torch.autograd.Function):
         if gain_O is not None:
             g_gain = (g_NO * product_NO).sum(0)
             g_gain, g_NO = g_gain / gain_O if ctx.divide else g_gain, g_NO * gain_O
-        g_x = g_NO @ weight_OI if ctx.needs_input_grad[0] else None
+        g_x = g_NO @ (weight_OI if ctx.quantised is None else _turned_back(ctx.quantised, g_NO.dtype)) if ctx.needs_input_grad[0] else None
         if not factors:
             return g_x, None, None, None, None, None, None
-        x_NI = ctx.recipe().view(-1, weight_OI.shape[1]) if ctx.recipe is not None else x_NI
+        x_NI = ctx.recipe().view(-1, factors[0].shape[1]) if ctx.recipe is not None else x_NI
         a_RI, bs, ranks = _stack(factors, g_NO.dtype)
         assert a_RI is not None
         u_NR = x_NI @ a_RI.T
