@@ -61,8 +61,8 @@ class _Steps(torch.autograd.Function):
             before_TBP[t], before_TBC[t] = h, c
             gates = torch.addmm(given_TBG[t], h, recurrent_GP.T, out=gate_TBG[t])
             i, j, f, o = gates.chunk(4, -1)
-            for gate, squash_ in ((i, Tensor.sigmoid_), (j, Tensor.tanh_), (f.add_(1), Tensor.sigmoid_), (o, Tensor.sigmoid_)):
-                squash_(gate)
+            for gate, squash in ((i, Tensor.sigmoid_), (j, Tensor.tanh_), (f.add_(1), Tensor.sigmoid_), (o, Tensor.sigmoid_)):
+                squash(gate)
             new_c = torch.mul(f, c, out=cell_TBC[t]).addcmul_(i, j).clamp_(-clip, clip)
             new_h = ((o * new_c.tanh()) @ project_PC.T).clamp_(-clip, clip)
             if here_TB1 is not None:
