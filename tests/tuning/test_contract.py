@@ -489,9 +489,10 @@ class Fails(TorchFunctionMode):
         self.at, self.made = at, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.made += func is not torch._C._set_grad_enabled  # it is how no_grad ends, which a failure must not prevent
-        if self.made == self.at:
-            raise RuntimeError("on purpose")
+        if func is not torch._C._set_grad_enabled:  # it is how no_grad ends, which a failure must not prevent
+            self.made += 1
+            if self.made == self.at:
+                raise RuntimeError("on purpose")
         return func(*args, **(kwargs or {}))
 
 

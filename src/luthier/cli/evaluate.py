@@ -130,7 +130,7 @@ class Task:
         settings: Sequence[Any] = names(measures) or (self.run.evaluation if self.run else ())
         settings = settings or (["perplexity"] if objective.predicts == "tokens" else [])
         wanted = [make("evaluation", setting) for setting in settings]
-        sizes = {"length": self.run.data.length, "micro_tokens": self.run.training.micro_tokens} if self.run else {}
+        sizes: Any = {"length": self.run.data.length, "micro_tokens": self.run.training.micro_tokens} if self.run else {}
         return measure(model, objective, rows, wanted, **sizes, answer=write, console=Console(stderr=True))
 
 
