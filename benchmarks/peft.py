@@ -101,10 +101,8 @@ def show(head: list[str], line: list[str]) -> None:
     path = RESULTS / "peft.md"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     methods, grids = (merged(text, names, [line] if each is head else []) for each, names in ((HEAD, METHODS), (GRID_HEAD, GRIDS)))
-    keep(
-        "peft",
-        f"# Tuning methods against peft, SmolLM2-135M, AdamW\n\n{note()}\n\n{table(HEAD, methods)}\n{grid_note()}\n\n{table(GRID_HEAD, grids)}",
-    )
+    page = f"# Tuning methods against peft, SmolLM2-135M, AdamW\n\n{note()}\n\n{table(HEAD, methods)}"
+    keep("peft", page + f"\n{grid_note()}\n\n{table(GRID_HEAD, grids)}" if grids else page)
 
 
 def note() -> str:
