@@ -23,3 +23,15 @@ def test_own_values_are_never_in_the_module_where_another_thread_would_see_them(
     bare.load_state_dict(base.state_dict() | {"weight": own.detach()})
     torch.testing.assert_close(got, bare(x), rtol=0, atol=0)
     assert met == [True]
+
+
+def test_an_lstm_runs_with_its_own_values_too():
+    base, switch, x = nn.LSTM(3, 4), Switch(), torch.randn(5, 2, 3)
+    around, own = Around(base, switch), nn.Parameter(torch.randn(16, 3))
+    around.adapters["own"] = Own({"weight_ih_l0": own})
+    with switch.using(("own",)):
+        (got, _) = around(x)
+    bare = nn.LSTM(3, 4)
+    bare.load_state_dict(base.state_dict() | {"weight_ih_l0": own.detach()})
+    torch.testing.assert_close(got, bare(x)[0], rtol=0, atol=0)
+    assert base._flat_weights[0] is base.weight_ih_l0

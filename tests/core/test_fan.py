@@ -39,18 +39,19 @@ def build(bias: bool, fused: bool, dtype=torch.float64) -> tuple[nn.Module, ...]
     return Terms(linears[0]), linears[1], Terms(linears[2], (4,))
 
 
+def results(modules, outs, x) -> list[torch.Tensor]:
+    """The outputs, and the gradients of x and of what trains from a loss that weighs each output otherwise."""
+    trained, chance = [p for m in modules for p in m.parameters() if p.requires_grad], torch.Generator().manual_seed(1)
+    loss = sum((out * torch.randn(out.shape, dtype=out.dtype, generator=chance)).sum() for out in outs)
+    return [*outs, *torch.autograd.grad(loss, [x, *trained])]
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_fan_is_its_modules_and_has_their_gradients(bias, fused):
     modules = build(bias, fused)
     x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
-    factors = [p for m in modules for p in m.parameters() if p.requires_grad]
-    weights = [torch.randn(2, 5, out, dtype=torch.float64) for out in (8, 4, 4)]
-    grads = []
-    for outs in (fan(modules, x), tuple(m(x) for m in modules)):
-        loss = sum((out * w).sum() for out, w in zip(outs, weights, strict=True))
-        grads.append([*outs, *torch.autograd.grad(loss, [x, *factors])])
-    for got, want in zip(*grads, strict=True):
+    for got, want in zip(results(modules, fan(modules, x), x), results(modules, [m(x) for m in modules], x), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
@@ -69,12 +70,9 @@ def quantised(module: nn.Module, quantise) -> nn.Module:
 @pytest.mark.parametrize("quantise", [nf4.quantise, int8], ids=["nf4", "int8"])
 def test_a_fan_of_quantised_projections_is_that_of_the_weights_turned_back(bias: bool, quantise):
     modules = build(bias, False)
-    x, found = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True), []
+    x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
     frozen = tuple(quantised(module, quantise) for module in modules)
-    for each, outs in ((frozen, fan(frozen, x)), (modules, tuple(module(x) for module in modules))):
-        factors = [p for module in each for p in module.parameters() if p.requires_grad]
-        found.append([*outs, *torch.autograd.grad(sum(out.square().sum() for out in outs), [x, *factors])])  # type: ignore[arg-type]
-    for got, want in zip(*found, strict=True):
+    for got, want in zip(results(frozen, fan(frozen, x), x), results(modules, [m(x) for m in modules], x), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
     assert all("Fan" in out.grad_fn.next_functions[0][0].name() for out in fan(frozen, x))  # one product  # type: ignore[union-attr]
 
@@ -104,13 +102,7 @@ def test_a_gain_is_on_the_product_and_its_term_and_has_its_gradient_also_where_i
     fuse(linears)
     modules = linears[0], Gained(linears[1], zero), Terms(linears[2], (4,))
     x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
-    trained = [p for m in modules for p in m.parameters() if p.requires_grad]
-    weights = [torch.randn(2, 5, out, dtype=torch.float64) for out in (8, 4, 4)]
-    grads = []
-    for outs in (fan(modules, x), tuple(m(x) for m in modules)):
-        loss = sum((out * w).sum() for out, w in zip(outs, weights, strict=True))
-        grads.append([*outs, *torch.autograd.grad(loss, [x, *trained])])
-    for got, want in zip(*grads, strict=True):
+    for got, want in zip(results(modules, fan(modules, x), x), results(modules, [m(x) for m in modules], x), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 

@@ -171,6 +171,8 @@ def twin(module: nn.Module, values: Values) -> nn.Module:
     """
     made = type(module).__new__(type(module))
     made.__dict__.update(module.__dict__, _parameters=module._parameters | values)
+    if isinstance(made, nn.RNNBase):  # which keeps a list of them beside
+        made.__dict__["_flat_weights"] = [made._parameters[name] for name in made._flat_weights_names]
     return made
 
 

@@ -95,7 +95,7 @@ def _weight(bases: Sequence[Projection]) -> Tensor | tuple[FrozenLinear, ...] | 
 def _turned_back(weight: Tensor | tuple[FrozenLinear, ...], dtype: torch.dtype) -> Tensor:
     if isinstance(weight, Tensor):
         return weight
-    parts = [module.packed.weight().to(dtype) for module in weight]
+    parts = [module.turned_back(dtype) for module in weight]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -163,8 +163,7 @@ class _Fan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x_NI, recipe, weight, bias_O, gain_O, spans, scales, *factors):  # type: ignore[override]
-        weight_OI = _turned_back(weight, x_NI.dtype)
-        y_NO = F.linear(x_NI, weight_OI, bias_O if gain_O is None else None)
+        y_NO = F.linear(x_NI, _turned_back(weight, x_NI.dtype), bias_O if gain_O is None else None)
         a_RI, bs, ranks = _stack(factors, x_NI.dtype)
         if a_RI is not None:
             u_NR = x_NI @ a_RI.T
@@ -179,18 +178,19 @@ class _Fan(torch.autograd.Function):
         ctx.recipe = recipe if a_RI is not None else None
         kept = x_NI if a_RI is not None and recipe is None else None
         ctx.quantised = None if isinstance(weight, Tensor) else weight
-        ctx.save_for_backward(weight_OI if ctx.quantised is None else None, kept, gain_O, product_NO, *factors)
+        ctx.save_for_backward(weight if isinstance(weight, Tensor) else None, kept, gain_O, product_NO, *factors)
         ctx.scales = scales
         return tuple(y_NO[:, start:stop] for start, stop in spans)
 
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[override]
-        weight_OI, x_NI, gain_O, product_NO, *factors = ctx.saved_tensors
+        weight, x_NI, gain_O, product_NO, *factors = ctx.saved_tensors
+        weight = ctx.quantised if weight is None else weight
         g_NO, g_gain = _join_columns(grads), None
         if gain_O is not None:
             g_gain = (g_NO * product_NO).sum(0)
             g_gain, g_NO = g_gain / gain_O if ctx.divide else g_gain, g_NO * gain_O
-        g_x = g_NO @ (weight_OI if ctx.quantised is None else _turned_back(ctx.quantised, g_NO.dtype)) if ctx.needs_input_grad[0] else None
+        g_x = g_NO @ _turned_back(weight, g_NO.dtype) if ctx.needs_input_grad[0] else None
         if not factors:
             return g_x, None, None, None, None, None, None
         x_NI = ctx.recipe().view(-1, factors[0].shape[1]) if ctx.recipe is not None else x_NI

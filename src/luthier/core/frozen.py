@@ -43,8 +43,12 @@ class FrozenLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """As the module that stood here stored it."""
-        weight_OI = self.packed.weight().to(self.dtype)
+        weight_OI = self.turned_back(self.dtype)
         return weight_OI.T if self.transposed else weight_OI
+
+    def turned_back(self, dtype: torch.dtype) -> Tensor:
+        """(O, I)."""
+        return self.packed.weight().to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Any = _Product.apply(x, self)
@@ -77,15 +81,11 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, module):  # type: ignore[override]
         ctx.module = module
-        return F.linear(x, _weight(module, x))
+        return F.linear(x, module.turned_back(x.dtype))
 
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[override]
-        return grads[0] @ _weight(ctx.module, grads[0]), None
-
-
-def _weight(module: FrozenLinear, like: Tensor) -> Tensor:
-    return module.packed.weight().to(like.dtype)
+        return grads[0] @ ctx.module.turned_back(grads[0].dtype), None
 
 
 def _without_weight(module: nn.Module) -> nn.Module:

@@ -29,9 +29,8 @@ class Model:
         attached: Any = None,
     ):
         self.net, self.tokenizer, self.template, self.source, self.attached = net, tokenizer, template, source, attached
-        self.made: MutableMapping[str, Any] | None = (
-            None  # of runs that share their rows: what these were made into, by what that follows from
-        )
+        # Of runs that share their rows: what these were made into, by what that follows from.
+        self.made: MutableMapping[str, Any] | None = None
         if net.sight is not None and net.sight.tokens and tokenizer is not None and tokenizer.id(IMAGE) is None:
             tokenizer.add([IMAGE], special=True)  # the place of a picture is a token of its own
 
