@@ -64,6 +64,39 @@ def test_they_are_read_and_never_learnt():
     assert batch.at["lm"].tolist() == [1, 2, 4, 5]
 
 
+PARALLEL = {"parallel": [{"kind": "p_tuning", "template": TEMPLATE, "encoder": "mlp"}, {"kind": "lora", "rank": 2}], "names": ["p", "l"]}
+
+
+def test_in_parallel_only_the_rows_of_its_adapter_have_them():
+    model = tiny_chat()
+    tune(model, PARALLEL)
+    a, b, c = virtual_ids(model.anatomy, "default_p_tuning").tolist()
+    rows = [{"text": "ab", "adapter": name} for name in ("p", "l", "p")]
+    own, other = once(Causal(), rows, model, 32)
+    assert own.ids[0].tolist() == 2 * [a, b, *ids_of(model, "ab"), c, *ids_of(model, "?"), 257]
+    assert (other.adapter, other.ids[0].tolist()) == ("l", [*ids_of(model, "ab"), 257])
+
+
+def test_a_text_that_is_read_with_and_without_them_is_refused():
+    model, one = tiny_chat(), {"kind": "p_tuning", "template": TEMPLATE, "encoder": "mlp"}
+    tune(model, PARALLEL)
+    with pytest.raises(ValueError, match="no template would read the same text"):
+        list(once(Causal(), [{"text": "ab"}], model, 32))
+    (batch,) = once(Causal(), [{"text": "ab", "adapter": "l"}], model, 32)
+    assert batch.tokens == len(ids_of(model, "ab")) + 1
+    model = tiny_chat()
+    tune(model, [one, {**one, "template": "{text}<p>"}])
+    with pytest.raises(ValueError, match="stack no two templates"):
+        list(once(Causal(), [{"text": "ab"}], model, 32))
+
+
+def test_an_adapter_that_is_not_at_work_has_no_template():
+    model, _ = tuned()
+    tune(model, "lora", rank=2, name="other")
+    (batch,) = once(Causal(), [{"text": "ab"}], model, 32)
+    assert batch.tokens == len(ids_of(model, "ab")) + 1
+
+
 def test_the_vectors_get_gradients_and_the_base_alone_has_no_template():
     model, _ = tuned()
     model.net.add_head("classify", 2)

@@ -9,7 +9,7 @@ N tokens of a batch, M labelled positions of one term
 
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -217,30 +217,32 @@ class Reading:
 def encode(objective: "Objective", samples: Sequence[Sample], model: Model, length: int) -> list[list[Example]]:
     """The examples of each sample, tokenised together; [] where a sample has nothing to learn."""
     assert model.tokenizer is not None
-    template = marks(model)
+    templates = {name: marks(model, name) for name in dict.fromkeys(sample.row.get("adapter", "") for sample in samples)}
     if model.made is None or any(pictures(sample.row) for sample in samples):  # pictures are large
-        return _encoded(objective, samples, model, length, template)
-    key = repr((objective, length, template, model.template and model.template.fingerprint(), samples))
+        return _encoded(objective, samples, model, length, templates)
+    key = repr((objective, length, templates, model.template and model.template.fingerprint(), samples))
     found = model.made.get(key)
     if found is None:
-        found = model.made[key] = _encoded(objective, samples, model, length, template)
+        found = model.made[key] = _encoded(objective, samples, model, length, templates)
     return found
 
 
-def _encoded(objective: "Objective", samples: Sequence[Sample], model: Model, length: int, template: Marks | None) -> list[list[Example]]:
+def _encoded(
+    objective: "Objective", samples: Sequence[Sample], model: Model, length: int, templates: Mapping[str, Marks | None]
+) -> list[list[Example]]:
+    """templates: of the adapter that a row names."""
     assert model.tokenizer is not None
     for sample in samples:
         _check_sight(sample, objective, model)
-    if template is not None:
-        samples = [replace(sample, row=template.write(sample.row)) for sample in samples]
+    each = [templates[sample.row.get("adapter", "")] for sample in samples]
+    samples = [sample if mine is None else replace(sample, row=mine.write(sample.row)) for sample, mine in zip(samples, each, strict=True)]
     readings = [objective.read(sample, model) for sample in samples]
     _tokenise(readings, model.tokenizer, objective.encodings)
     found = []
-    for reading in readings:
+    for reading, template in zip(readings, each, strict=True):
         examples = objective.examples(reading, model, length)
         for example in examples:
             example.row, example.adapter = reading.sample.index, reading.sample.row.get("adapter", "")
-            example.stack = objective.stack if model.encoder_decoder and not objective.pairs else ""
             if template is not None:
                 _place(example, template)
             example.stack = objective.stack if model.encoder_decoder and not objective.pairs else ""

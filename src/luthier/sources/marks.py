@@ -58,15 +58,33 @@ class Marks:
             )
 
 
-def marks(model: Model) -> Marks | None:
-    """The template of the adapters at work, where one has a template."""
+def marks(model: Model, adapter: str = "") -> Marks | None:
+    """The template of the adapters at work, or of the one that a row names; None without a template.
+
+    ValueError where a text would be read both with a template and otherwise: it is made into tokens once.
+    """
     if model.tokenizer is None or not model.anatomy.active:
         return None
-    for _, around in model.anatomy.arounds():
-        for adapter in around.adapters.values():
-            if isinstance(adapter, Rows) and adapter.template:
-                return Marks(adapter.template, mark(model.tokenizer), adapter.first)
-    return None
+    found: list[Rows | None] = []
+    for running in model.running(adapter):
+        with running:
+            found += _with_template(model)
+    first = found[0]
+    if any(other is not first for other in found):
+        told = " and ".join(dict.fromkeys("no template" if each is None else repr(each.template) for each in found))
+        raise ValueError(
+            f"adapters with {told} would read the same text, which is written in one way: let rows name their adapter "
+            "(a column 'adapter' beside parallel), and stack no two templates"
+        )
+    return None if first is None else Marks(first.template, mark(model.tokenizer), first.first)
+
+
+def _with_template(model: Model) -> list[Rows] | list[None]:
+    """Those at work that have one."""
+    switch = model.anatomy.switch
+    names = switch.every(switch.chosen()[0])
+    parts = [around.adapters[name] for _, around in model.anatomy.arounds() for name in names if name in around.adapters]
+    return [part for part in parts if isinstance(part, Rows) and part.template] or [None]
 
 
 def mark(tokenizer: Tokenizer) -> int:
