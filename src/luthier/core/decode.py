@@ -2,7 +2,8 @@
 
 q, k and v are one product, gate and up another; the queries of a group stand where a sequence's would, so that no key is copied and no
 mask is needed; additions go into the residual in place. Nets of other parts (or with adapters that are more than low-rank terms) are
-run by the plain path. B rows, H query heads, G key-value heads, K head width, D width, S stored tokens, V vocabulary.
+run by the plain path. On a CPU all of it is one call of core/step.py where that knows the parts.
+B rows, H query heads, G key-value heads, K head width, D width, S stored tokens, V vocabulary, R ranks of all low-rank terms.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,23 +22,39 @@ from luthier.core.heads import LanguageHead, NormHead
 from luthier.core.position import ALiBi
 from luthier.core.product import Product, product, quantised, with_terms
 from luthier.core.quantise import quantise
+from luthier.core.step import Step, compilable
 from luthier.core.transformer import Net, Transformer
 
 Stated = tuple[nn.Linear, Sequence[LowRankTerm]]
 
 
 @dataclass(frozen=True)
+class Joined:
+    """Projections of one input as one, with their low-rank terms: x W^T + bias + (x A^T) B^T."""
+
+    weight_OI: Tensor
+    bias_O: Tensor | None
+    a_RI: Tensor | None
+    b_OR: Tensor | None  # 0 where a term is not of that output
+
+    def product(self, rows: int, int8: bool, copies: bool) -> Product:
+        """In torch's operators."""
+        base = quantised(quantise(self.weight_OI), self.bias_O) if int8 else product(self.weight_OI, self.bias_O, rows, copies)
+        return base if self.a_RI is None or self.b_OR is None else with_terms(base, self.a_RI, self.b_OR)
+
+
+@dataclass(frozen=True)
 class Layer:
-    """One block, ready to run."""
+    """One block."""
 
     attn_norm: nn.Module
-    qkv: Product
-    out: Product
+    qkv: Joined
+    out: Joined
     ffn_norm: nn.Module
-    gate_up: Product  # gate, then up; up alone where there is no gate
+    gate_up: Joined  # gate, then up; up alone where there is no gate
     gated: bool
     act: Callable[[Tensor], Tensor]
-    down: Product
+    down: Joined
     heads: int
     kv_heads: int
     scale: float | None
@@ -50,13 +67,23 @@ class Decoder:
     """Built for a number of rows and the weights and adapters of this moment: make a new one after they change."""
 
     def __init__(self, net: Transformer, rows: int, int8: bool = False, copies: bool = True) -> None:
-        self.net, self.rows, self.int8, self.copies = net, rows, int8, copies
-        layers = [self._layer(block) for block in net.blocks]
+        self.net, self.rows = net, rows
+        layers = [_layer(block) for block in net.blocks]
         self.layers = [layers[index] for index in net.order]
+        self.groups = self.layers[0].kv_heads
         head = net.heads["lm"]
         assert isinstance(head, LanguageHead)
-        self.transform, self.head = head.transform, self._fan(head.out)
-        self.groups = self.layers[0].kv_heads
+        scores = _joined(head.out)
+        self.transform, self.step = head.transform, None
+        if type(head.transform) is nn.Identity and compilable(layers, net.norm, scores):
+            self.step = Step(self.layers, net.norm, scores, rows, int8)
+            return
+
+        def ready(layer: Layer) -> tuple[Product, ...]:
+            return tuple(each.product(rows, int8, copies) for each in (layer.qkv, layer.out, layer.gate_up, layer.down))
+
+        self.head, products = scores.product(rows, int8, copies), [ready(layer) for layer in layers]
+        self.products = [products[index] for index in net.order]
 
     def __call__(self, ids_B: Tensor, cache: Cache) -> Tensor:
         """Scores (B, V) of the token after these, which follow what the cache holds; it then holds them too."""
@@ -64,19 +91,22 @@ class Decoder:
         net.check(ids_B[:, None], None, cache)
         place = cache.begin(self.rows, 1).to(ids_B.device)
         x_BD = net.embed(ids_B[:, None], place, None)[:, 0]
-        turn = None
-        if net.rotary is not None:
-            cos, sin, _ = net.rotary(place, x_BD.dtype)
-            turn = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+        rotation = None if net.rotary is None else net.rotary(place, x_BD.dtype)
         seen = self._seen(cache, x_BD)
-        for i, layer in enumerate(self.layers):
-            x_BD.add_(layer.out(self._attention(layer, layer.attn_norm(x_BD), turn, seen, cache, i)))
-            inner = layer.gate_up(layer.ffn_norm(x_BD))
+        if self.step is not None:
+            return self.step(x_BD, rotation and rotation[:2], None if seen is None else _added(seen), cache)
+        turn = None
+        if rotation is not None:
+            cos, sin, _ = rotation
+            turn = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+        for i, (layer, (qkv, out, gate_up, down)) in enumerate(zip(self.layers, self.products, strict=True)):
+            x_BD.add_(out(self._attention(layer, qkv(layer.attn_norm(x_BD)), turn, seen, cache, i)))
+            inner = gate_up(layer.ffn_norm(x_BD))
             if layer.gated:
                 gate, up = inner.chunk(2, -1)
-                x_BD.add_(layer.down(layer.act(gate).mul_(up)))
+                x_BD.add_(down(layer.act(gate).mul_(up)))
             else:
-                x_BD.add_(layer.down(layer.act(inner)))
+                x_BD.add_(down(layer.act(inner)))
         return self.head(self.transform(net.norm(x_BD)))
 
     def _seen(self, cache: Cache, like: Tensor) -> Tensor | None:
@@ -88,11 +118,9 @@ class Decoder:
         bias = bias_BH1S.squeeze(2).unflatten(1, (self.groups, -1))
         return bias if real is None else bias.masked_fill(~real, float("-inf"))
 
-    def _attention(
-        self, layer: Layer, x_BD: Tensor, turn: tuple[Tensor, Tensor] | None, seen: Tensor | None, cache: Cache, i: int
-    ) -> Tensor:
+    def _attention(self, layer: Layer, y: Tensor, turn: tuple[Tensor, Tensor] | None, seen: Tensor | None, cache: Cache, i: int) -> Tensor:
         heads, groups = layer.heads, layer.kv_heads
-        y = layer.qkv(x_BD).view(self.rows, heads + 2 * groups, -1)
+        y = y.view(self.rows, heads + 2 * groups, -1)
         width = y.shape[-1]
         if layer.q_norm is not None and layer.k_norm is not None:
             y[:, :heads], y[:, heads : heads + groups] = layer.q_norm(y[:, :heads]), layer.k_norm(y[:, heads : heads + groups])
@@ -108,27 +136,37 @@ class Decoder:
         q = y[:, :heads].view(self.rows, groups, heads // groups, width)
         return F.scaled_dot_product_attention(q, k_BGSK, v_BGSK, seen, scale=layer.scale).reshape(self.rows, heads * width)
 
-    def _layer(self, block: nn.Module) -> Layer:
-        attn, ffn = block.attn, block.ffn
-        fan = self._fan
-        return Layer(
-            attn_norm=block.attn_norm, qkv=fan(attn.q, attn.k, attn.v), out=fan(attn.o), ffn_norm=block.ffn_norm,  # type: ignore[arg-type]
-            gate_up=fan(ffn.gate, ffn.up) if isinstance(ffn, GatedFeedForward) else fan(ffn.up), gated=isinstance(ffn, GatedFeedForward),  # type: ignore[arg-type]
-            act=ffn.act, down=fan(ffn.down), window=attn.window,  # type: ignore[arg-type]
-            heads=attn.heads, kv_heads=attn.kv_heads, scale=attn.scale, q_norm=attn.q_norm, k_norm=attn.k_norm,  # type: ignore[arg-type]
-        )  # fmt: skip
 
-    def _fan(self, *modules: nn.Module) -> Product:
-        """All these projections of one input as one product, low-rank terms included."""
-        stated = [_stated(module) for module in modules]
-        assert all(site is not None for site in stated), "decodable() comes before Decoder"
-        linears, terms = [site[0] for site in stated if site], [site[1] for site in stated if site]
-        weight_OI = _side_by_side([linear.weight.detach() for linear in linears])
-        biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
-        bias_O = torch.cat(biases) if biases else None
-        base = quantised(quantise(weight_OI), bias_O) if self.int8 else product(weight_OI, bias_O, self.rows, self.copies)
-        stops = [sum(linear.out_features for linear in linears[: i + 1]) for i in range(len(linears))]
-        return with_terms(base, list(zip([0, *stops[:-1]], stops, strict=True)), terms, weight_OI, stops[-1])
+def _added(seen: Tensor) -> Tensor:
+    """What `_seen` says as numbers to add, (1 or B, 1 or H, S)."""
+    added = seen if seen.is_floating_point() else torch.zeros_like(seen, dtype=torch.float32).masked_fill_(~seen, float("-inf"))
+    return added.flatten(1, 2)
+
+
+def _layer(block: nn.Module) -> Layer:
+    attn, ffn = block.attn, block.ffn
+    return Layer(
+        attn_norm=block.attn_norm, qkv=_joined(attn.q, attn.k, attn.v), out=_joined(attn.o), ffn_norm=block.ffn_norm,  # type: ignore[arg-type]
+        gate_up=_joined(ffn.gate, ffn.up) if isinstance(ffn, GatedFeedForward) else _joined(ffn.up), gated=isinstance(ffn, GatedFeedForward),  # type: ignore[arg-type]
+        act=ffn.act, down=_joined(ffn.down), window=attn.window,  # type: ignore[arg-type]
+        heads=attn.heads, kv_heads=attn.kv_heads, scale=attn.scale, q_norm=attn.q_norm, k_norm=attn.k_norm,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _joined(*modules: nn.Module) -> Joined:
+    """All these projections of one input, low-rank terms included."""
+    stated = [_stated(module) for module in modules]
+    assert all(site is not None for site in stated), "decodable() comes before Decoder"
+    linears, terms = [site[0] for site in stated if site], [site[1] for site in stated if site]
+    weight_OI = _side_by_side([linear.weight.detach() for linear in linears])
+    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+    bias_O = torch.cat(biases) if biases else None
+    a_RI = [term.a_RI.to(weight_OI) for of_one in terms for term in of_one]
+    if not a_RI:
+        return Joined(weight_OI, bias_O, None, None)
+    b_OR = [torch.cat([weight_OI.new_zeros(linear.out_features, 0), *(term.b_OR.to(weight_OI) * term.scale for term in of_one)], 1)
+            for linear, of_one in zip(linears, terms, strict=True)]  # fmt: skip
+    return Joined(weight_OI, bias_O, torch.cat(a_RI), torch.block_diag(*b_OR))
 
 
 def decodable(net: Net) -> bool:

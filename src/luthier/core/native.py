@@ -1,4 +1,5 @@
-"""The small operators of a training step compiled for this machine: core/native.cpp, built once where there is a C++ compiler.
+"""The small operators of a training step, and a whole decoding step, compiled for this machine: core/native.cpp and core/decode.cpp, built
+once where there is a C++ compiler.
 
 torch runs a norm or a gated activation as five to fifteen passes over memory; here each is one, three to twelve times as fast on a CPU
 (LOG.md). Callers ask `usable` and keep torch's operators for every other case: another device or dtype, no compiler, a compiling graph.
@@ -28,7 +29,7 @@ NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 # Sums may be reordered into vectors; infinities, NaN and denormals keep their meaning, which -ffast-math would take from the whole process.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros", "-freciprocal-math")
 VECTORS = ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
-SOURCE = Path(__file__).with_suffix(".cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("native.cpp", "decode.cpp", "native.h")]
 P, I, F, C = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_float, ctypes.c_int
 ARGUMENTS = {
     "rms_norm": (P, P, P, I, I, F, C),
@@ -39,6 +40,7 @@ ARGUMENTS = {
     "cross_entropy": (P, P, P, P, I, I, C, C),
     "softmax": (P, I, I, I, I, F, P, I, I, I, I, C),
     "softmax_backward": (P, P, I, I, F, P, I, I, I, I, C),
+    "decode": (P, C),
     "rotate": (P, I, I, I, P, P, I, P, I, I, I, I, I, F, C),
 }
 _building = Lock()
@@ -136,6 +138,13 @@ def rotate(x_BHTK: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, sign: float) -> Ten
     return y
 
 
+def decode(step: int, dtype: torch.dtype) -> None:
+    """decode.cpp's step at this address, as core/step.py describes it."""
+    found = library()
+    assert found is not None
+    getattr(found, f"decode_{NAMES[dtype]}")(step, torch.get_num_threads())
+
+
 def crc32(data: memoryview, start: int = 0) -> int:
     """zlib.crc32, at the speed of memory where the processor multiplies without carries."""
     found = library()
@@ -184,8 +193,10 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _built(compiler: str) -> Path:
-    """The library's file, compiled if it is not there; about three seconds, once for each machine."""
-    told = "\0".join([SOURCE.read_text(encoding="utf-8"), compiler, *FLAGS, *VECTORS, _processor(), torch.__version__])
+    """The library's file, compiled if it is not there; about ten seconds, once for each machine."""
+    told = "\0".join(
+        [*(source.read_text(encoding="utf-8") for source in SOURCES), compiler, *FLAGS, *VECTORS, _processor(), torch.__version__]
+    )
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "luthier"
     path = folder / f"native-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
     if path.is_file():
@@ -196,7 +207,7 @@ def _built(compiler: str) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch) / path.name
         subprocess.run(
-            [compiler, *FLAGS, *VECTORS, *threads, "-shared", "-fPIC", str(SOURCE), "-o", str(made)],
+            [compiler, *FLAGS, *VECTORS, *threads, "-shared", "-fPIC", *map(str, SOURCES[:2]), "-o", str(made)],
             check=True,
             capture_output=True,
             timeout=300,

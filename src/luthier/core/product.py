@@ -5,16 +5,15 @@ Measured on SmolLM2's shapes (AVX-512, AMX; time of all products of a step again
 - float32, one row: a wide weight (outputs > inputs) stored transposed takes 0.7, at the price of a copy.
 - float32, 4 to 15 rows: MKL's packed product takes 0.5, at the price of a copy; 2 or 3 rows are best left to F.linear.
 - int8 weights (one scale per output): 0.45 of bfloat16 for one row, half the memory; slower from about 8 rows on.
-N rows, I inputs, O outputs, R rank.
+N rows, I inputs, O outputs, R ranks of all low-rank terms.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luthier.core.fan import LowRankTerm
 from luthier.core.quantise import Int8, int8_product
 
 Product = Callable[[Tensor], Tensor]  # (N, I) -> (N, O), a fresh tensor
@@ -49,19 +48,7 @@ def quantised(weight: Int8, bias_O: Tensor | None) -> Product:
     return run
 
 
-def with_terms(
-    base: Product, spans: Sequence[tuple[int, int]], terms: Sequence[Sequence[LowRankTerm]], like: Tensor, outputs: int
-) -> Product:
-    """base(x) plus scale * B A x on each span of its outputs: two small products for all terms together."""
-    flat = [(span, term) for span, of_span in zip(spans, terms, strict=True) for term in of_span]
-    if not flat:
-        return base
-    a_RI = torch.cat([term.a_RI.to(like) for _, term in flat])
-    b_RO = like.new_zeros(len(a_RI), outputs)
-    row = 0
-    for (start, stop), term in flat:
-        rank = len(term.a_RI)
-        b_RO[row : row + rank, start:stop] = term.b_OR.to(like).t() * term.scale
-        row += rank
-    a_IR = a_RI.t()
+def with_terms(base: Product, a_RI: Tensor, b_OR: Tensor) -> Product:
+    """base(x) plus B A x: two small products for all low-rank terms together."""
+    a_IR, b_RO = a_RI.t(), b_OR.t()
     return lambda x: base(x).addmm_(torch.mm(x, a_IR), b_RO)
