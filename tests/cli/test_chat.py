@@ -96,6 +96,29 @@ def test_a_pipe_gets_plain_lines(folder):
     assert result.stdout == runner.invoke(main.app, words, input=typed).stdout
 
 
+def test_the_better_of_two_answers_is_kept_as_a_preference_and_the_conversation_goes_on_from_it(folder, tmp_path):
+    file = tmp_path / "preferences.jsonl"
+    words = ["chat", str(folder / "model"), "--max-tokens", "6", "--seed", "1", "--temperature", "1.5", "--collect", str(file)]
+    result = runner.invoke(main.app, words, input="/system Be brief.\nhello\n2\nand then?\n\nwhy\n1\n")
+    assert result.exit_code == 0, result.output
+    shown = re.findall(r"^\[([12])\] ?(.*(?:\n(?!\[|Neither|$).*)*)", result.stdout, re.MULTILINE)
+    assert len(shown) == 6 and result.stdout.count("Neither") == 1
+    first, last = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
+    hello = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
+    assert first["prompt"] == hello and first["chosen"] != first["rejected"]
+    assert last["prompt"] == [*hello, *first["chosen"], {"role": "user", "content": "why"}]  # what was refused left no trace
+    again = runner.invoke(main.app, words, input="hello\n1\n")
+    assert again.exit_code == 0 and len(file.read_text(encoding="utf-8").splitlines()) == 3  # added to, never written over
+
+
+def test_preferences_are_not_gathered_where_answers_cannot_differ_or_the_file_cannot_be_written(folder, tmp_path):
+    words = ["chat", str(folder / "model"), "--collect"]
+    greedy = runner.invoke(main.app, [*words, str(tmp_path / "p.jsonl"), "--temperature", "0"], input="hello\n")
+    assert greedy.exit_code == 2 and "choose a temperature above 0" in greedy.output and not (tmp_path / "p.jsonl").exists()
+    nowhere = runner.invoke(main.app, [*words, str(tmp_path / "no" / "p.jsonl")], input="hello\n")
+    assert nowhere.exit_code == 2 and "p.jsonl" in nowhere.output
+
+
 def test_control_characters_of_an_answer_do_not_reach_the_terminal():
     assert verb.shown("a\x1b[2Jb\x9bc\rd\n\té琴") == "a[2Jbcd\n\té琴"
 

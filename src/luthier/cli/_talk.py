@@ -56,7 +56,16 @@ class Talk:
                 yield piece
         finally:
             if said:
-                self.turns += [{"role": "user", "content": question}, {"role": "assistant", "content": "".join(said)}]
+                self.keep(question, "".join(said))
+
+    def twice(self, question: str) -> tuple[str, str]:
+        """Two answers to a question, drawn from the model as it is; the conversation stays as it is until one is `keep`t."""
+        one, other = generate_texts(self.model, [self.asked(question)] * 2, **vars(self.sampling), **self.options)
+        return one, other
+
+    def keep(self, question: str, answer: str) -> None:
+        """The conversation goes on from this answer."""
+        self.turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
     def reset(self) -> None:
         self.turns = []

@@ -1,5 +1,6 @@
 """Talk with a model in the terminal, with or without its adapter."""
 
+import json
 import sys
 import unicodedata
 from collections.abc import Generator, Iterator
@@ -41,12 +42,20 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="the same seed gives the same answers", show_default=False)] = None,
     int8: Int8 = False,
     dtype: Dtype = "",
+    collect: Annotated[
+        Path | None, typer.Option(help="two answers each; the better one is kept in this JSONL file", show_default=False)
+    ] = None,
 ) -> None:
     """Talk with SOURCE's model: type a line, read the answer as it is written; /help lists the commands.
 
     Without a terminal, each line of the standard input is a question (or a command) and each answer is written out.
+    With --collect each question has two answers, you say which is better, and the conversation goes on from there. FILE gets a row of
+    prompt, chosen and rejected, each a list of messages, as reward models and preference losses read them.
     """
     from luthier.cli._talk import open_talk
+
+    if collect is not None:
+        check_collect(collect, temperature)
 
     choices = {
         "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty,
@@ -60,7 +69,10 @@ def chat(
         if line in ("/quit", "/exit"):
             return
         try:
-            respond(talk, line, terminal)
+            if collect is not None and not line.startswith("/"):
+                prefer(talk, line, collect, terminal)
+            else:
+                respond(talk, line, terminal)
         except (ValueError, OSError) as error:
             typer.secho(str(error), fg="red" if terminal else None, err=True)
 
@@ -127,12 +139,49 @@ def shown(text: str) -> str:
     return "".join(letter for letter in text if letter in "\n\t" or unicodedata.category(letter) != "Cc")
 
 
+def check_collect(file: Path, temperature: float) -> None:
+    """Raise ValueError or OSError where no pair could be told apart, or kept."""
+    if temperature == 0:
+        raise ValueError("--collect: at --temperature 0 both answers are the same; choose a temperature above 0")
+    with file.open("a", encoding="utf-8"):
+        pass
+
+
+def prefer(talk: "Talk", question: str, file: Path, terminal: bool) -> None:
+    """Two answers; the user's choice goes to the file's end and into the conversation."""
+    try:
+        answers = talk.twice(question)
+    except KeyboardInterrupt:
+        return typer.secho("[stopped]", dim=True)
+    beside({"1": answers[0], "2": answers[1]}, terminal)
+    if answers[0] == answers[1]:
+        talk.keep(question, answers[0])
+        return note("Both answers are the same; nothing was written.")
+    try:
+        verdict = input("better, 1 or 2 (Enter: neither)? " if terminal else "").strip()
+    except (EOFError, KeyboardInterrupt):
+        verdict = ""
+    if verdict not in ("1", "2"):
+        return note("Neither: nothing was written, and the question is not part of the conversation.")
+    chosen, rejected = answers if verdict == "1" else answers[::-1]
+    said = {"chosen": chosen, "rejected": rejected}
+    row = {"prompt": talk.asked(question)} | {name: [{"role": "assistant", "content": text}] for name, text in said.items()}
+    with file.open("a", encoding="utf-8") as rows:
+        rows.write(json.dumps(row, ensure_ascii=False) + "\n")
+    talk.keep(question, chosen)
+
+
 def compare(talk: "Talk", question: str, terminal: bool) -> None:
-    """Both answers: next to each other in a terminal, one after the other elsewhere."""
+    """The base's and the adapter's answer; the conversation stays as it is."""
     try:
         answers = dict(talk.compare(question, lambda side: note(f"{side} is writing ...") if terminal else None))
     except KeyboardInterrupt:
         return typer.secho("[stopped]", dim=True)
+    beside(answers, terminal)
+
+
+def beside(answers: dict[str, str], terminal: bool) -> None:
+    """Answers by name: next to each other in a terminal, one after the other elsewhere."""
     if not terminal:
         for side, text in answers.items():
             typer.echo(f"[{side}] {text}")
