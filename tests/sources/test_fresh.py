@@ -9,9 +9,11 @@ import tokenizers
 import torch
 import transformers
 
+import luthier
 from luthier.objectives.chat import Chat
+from luthier.run import Run, prepare, run
 from luthier.sources.load import load_model
-from tinyrun import write_tokenizer
+from tinyrun import write_run, write_tokenizer
 
 SIZES = {"width": 16, "layers": 1, "heads": 2, "hidden": 24}
 
@@ -85,3 +87,20 @@ def test_spans_of_xlnet_are_saved_as_the_class_that_has_such_a_head(tmp_path: Pa
     model.save(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["XLNetForQuestionAnsweringSimple"]
     assert "spans" in load_model(str(tmp_path)).net.heads
+
+
+def test_a_run_over_fresh_weights_is_loaded_with_the_weights_it_ran_over(tmp_path: Path):
+    path, ids = write_run(tmp_path, seed=5, training={"steps": 1}), torch.arange(8)[None]
+    result = run(Run.from_yaml(path))
+    assert result.path is not None
+    ready = prepare(Run.from_yaml(path))
+    ready.attached.load(result.path)
+    torch.manual_seed(9)
+    want = ready.model.net.eval().logits(ready.model.hidden(ids))
+    torch.manual_seed(9)
+    after = torch.rand(1)
+    torch.manual_seed(9)
+    torch.testing.assert_close(luthier.load(tmp_path / "out").logits(ids), want, rtol=0, atol=0)
+    assert torch.equal(torch.rand(1), after)  # whoever loads it draws on as before
+    with pytest.raises(ValueError, match="is for the fresh llama of one run.*name the run's folder"):
+        luthier.load(result.path)

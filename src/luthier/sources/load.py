@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from luthier.sources.checkpoint import Checkpoint, template_of
 from luthier.sources.directory import read_tokenizer
 from luthier.sources.model import Model
 from luthier.sources.open import locate, open_checkpoint
-from luthier.sources.run_folder import resolve
+from luthier.sources.run_folder import drawn_again, resolve
 
 if TYPE_CHECKING:
     from luthier.data.tokenizer import Tokenizer
@@ -54,7 +55,8 @@ def load_model(
     if adapter is not None:
         if attach is None:
             raise ValueError(f"{source} holds an adapter, not a whole model; load it with luthier.load, or its base {base} without it")
-        model = load_model(base, wanted, device, attach)
+        with drawn_again(Path(source).expanduser()) if isinstance(base, Mapping) else nullcontext():
+            model = load_model(base, wanted, device, attach)
         if model.attached is not None:  # the base is another run's adapter on its own: the run started from both
             model.merge()
         attach(model, adapter)

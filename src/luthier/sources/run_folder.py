@@ -1,6 +1,10 @@
 """Folders that point at a base model: a run's (config.yaml with model/ or adapter/), or an adapter's alone (adapter_config.json)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from luthier.config import read_yaml
 from luthier.sources.directory import read_json
@@ -20,8 +24,20 @@ def resolve(source: str | Path) -> tuple[str | Path | dict, Path | None]:
         base = read_json(folder / found).get("base_model_name_or_path")
         if not base:
             raise ValueError(f"{folder}: {found} does not say what the adapter is for; load the base and give adapter={folder}")
+        if str(base).startswith("fresh "):
+            raise ValueError(
+                f"{folder}: this adapter is for the {base} of one run, and its weights stand nowhere else; name the run's folder"
+            )
         return base, folder
     return source, None
+
+
+@contextmanager
+def drawn_again(run: Path) -> Iterator[None]:
+    """Inside, fresh weights come out as in the run of this folder, whose adapter is for them; other random numbers go on as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(read_yaml(run / "config.yaml").values.get("seed", 0)))
+        yield
 
 
 def resolve_run(folder: Path) -> tuple[str | Path | dict, Path | None]:
