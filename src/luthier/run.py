@@ -343,7 +343,12 @@ def size(training: Training) -> Any:
 def device(name: str) -> str:
     import torch
 
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    found = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={name} is not here ({str(error).partition(chr(10))[0]}); take cpu or auto") from None
+    return found
 
 
 def count(parameters: Any) -> int:

@@ -126,6 +126,7 @@ def test_what_cannot_be_evaluated_is_refused_in_one_sentence(tmp_path: Path) -> 
         (model, "--data", str(tmp_path / "labelled.jsonl")): "need a run that learnt them",
         (model, "--questions", str(tmp_path / "odd.jsonl")): "odd.jsonl:1: no question there",
         (model, "--questions", "nowhere.txt"): "nowhere.txt: no such file",
+        (model, "--questions", str(tmp_path / "odd.jsonl"), "--rows", "-1"): "--rows -1 must be 0 (all) or more",
         (model, "--data", str(tmp_path / "odd.jsonl"), "--out", "x.pdf"): "it must end in .html",
         (str(tmp_path / "nowhere"), "--data", str(tmp_path / "labelled.jsonl")): "nowhere",
     }

@@ -42,6 +42,8 @@ def evaluate(
     if out is not None and out.suffix not in ENDINGS:
         raise ValueError(f"--out {out}: it must end in {', '.join(ENDINGS)}")
     run, sides = open_subject(subject, adapter, device)
+    if rows < 0:
+        raise ValueError(f"--rows {rows} must be 0 (all) or more")
     asked = read_questions(questions, rows or None) if questions else []
     task = open_task(run, data, rows) if run or data else None
     if not asked and task is None:
