@@ -13,6 +13,8 @@ from luthier.core.quantise import quantise
 from luthier.core.reader import Sampling
 from luthier.models.baichuan import Baichuan
 from luthier.models.bloom import Bloom
+from luthier.models.gpt2 import GPT2
+from luthier.models.gpt3 import GPT3
 from luthier.models.llama import Llama
 from luthier.tuning._tune import tune
 from tiny import tiny_chat
@@ -24,6 +26,8 @@ NETS: dict[str, Any] = {
     "alibi": Bloom(**SIZES),
     "alibi, heads no power of two": Bloom(**SIZES | {"width": 36, "heads": 6}),
     "alibi and a normed head": Baichuan(**SIZES, hidden=48, alibi=True, norm_head=True),
+    "learned positions": GPT2(**SIZES, positions=40),
+    "learned positions and windows": GPT3(**SIZES, positions=40, windows=(0, 5)),
     "normed head": Baichuan(**SIZES, hidden=48, norm_head=True),
     "windows": Llama(**SIZES, kv_heads=2, hidden=48, kind="mistral", windows=(5, 0, 9)),
 }

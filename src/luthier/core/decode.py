@@ -1,8 +1,8 @@
-"""One token a step through a pre-norm transformer, rotary or with ALiBi, with as few operators as possible. The plain path, `net.hidden`, is its oracle.
+"""One token a step through a pre-norm transformer with as few operators as possible. The plain path, `net.hidden`, is its oracle.
 
-q, k and v are one product, gate and up another; the queries of a group stand where a sequence's would, so that no key is copied and no
-mask is needed; additions go into the residual in place. Nets of other parts (or with adapters that are more than low-rank terms) are
-run by the plain path. On a CPU all of it is one call of core/step.py where that knows the parts.
+Positions are rotary, learned or ALiBi's. q, k and v are one product, gate and up another; the queries of a group stand where a sequence's
+would, so that no key is copied and no mask is needed; additions go into the residual in place. Nets of other parts (or with adapters that
+are more than low-rank terms) are run by the plain path. On a CPU all of it is one call of core/step.py where that knows the parts.
 B rows, H query heads, G key-value heads, K head width, D width, S stored tokens, V vocabulary, R ranks of all low-rank terms.
 """
 
@@ -173,7 +173,9 @@ def decodable(net: Net) -> bool:
     """Whether Decoder knows every part of this net, as it stands now (adapters and hooks included)."""
     if type(net) is not Transformer or not net.causal or "lm" not in net.heads:
         return False
-    if (type(net.relative) is not ALiBi) if net.rotary is None else (net.relative is not None or not net.rotary.plain):
+    if net.relative is not None and (type(net.relative) is not ALiBi or net.rotary is not None):
+        return False
+    if net.rotary is not None and not net.rotary.plain:
         return False
     if net.training or any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
         return False

@@ -102,7 +102,7 @@ class Reader:
         self.fast = fast and decodable(self.writer)
         if int8 and not self.fast:
             raise ValueError(
-                "int8 weights are for pre-norm models, rotary or with ALiBi (llama, bloom and their kind), in evaluation mode; leave int8 out"
+                "int8 weights are for pre-norm models (llama, gpt2, bloom and their kind) in evaluation mode; leave int8 out"
             )
         self.cache = memory.cache or (Cache(len(self.writer.order)) if self.cached else None)  # type: ignore[arg-type]
         self.decoder = memory.decoder
