@@ -169,6 +169,7 @@ def test_a_mistake_inside_a_section_is_found(case: Case, section: str, error: st
 
 def test_what_a_dataclass_refuses_itself_comes_with_its_line(case: Case):
     assert case.errors("output: here\ntraining:\n  rate: -1") == ["run.yaml:2: training.rate=-1.0 must not be negative"]
+    assert case.errors("output: here\ntraining:\n  rate: .nan") == ["run.yaml:3: training.rate must be a finite number, not nan"]
 
 
 @pytest.mark.parametrize(
@@ -254,6 +255,8 @@ def test_from_python_the_same_mistakes_are_refused(settings: ModuleType):
         config.build(settings.Section, {"raet": 1})
     with pytest.raises(ValueError, match="rate: Input should be a valid number.* got 'x'"):
         config.build(settings.Section, {"rate": "x"})
+    with pytest.raises(ValueError, match="^rate must be a finite number, not inf$"):
+        config.build(settings.Section, {"rate": math.inf})
     with pytest.raises(ValueError, match="output is missing"):
         config.build(settings.Settings, {"training": {}})
     with pytest.raises(ValueError, match="^training.rate=-1.0 must not be negative$"):

@@ -136,6 +136,10 @@ def test_rows_longer_than_the_learnt_positions_stop_the_run(bench: Bench):
     row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello " * 10}]}
     assert "set data.length=32" in bench.look([row], model, length=200)["positions"].sentence
     assert "positions" not in bench.look([row], model, length=32)
+    tune(model, [{"kind": "prefix", "length": 8, "hidden": 4}, {"kind": "prompt", "length": 4}])
+    found = bench.look([row], model, length=32)["positions"].sentence
+    assert "takes 12 positions before it" in found and found.endswith("set data.length=20")
+    assert "positions" not in bench.look([row], model, length=20)
 
 
 def test_another_template_than_the_adapters_stops_the_run(bench: Bench, tmp_path: Path):

@@ -10,8 +10,9 @@ mistakes is answered without torch and without pydantic; building validates agai
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,11 +77,22 @@ def build(kind: type[T], values: Mapping[str, Any], where: Callable[[Address], s
 
     known = [each.name for each in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else list(values)
     refuse(f"unknown key {key!r} in {kind.__name__}{suggest(key, known)}" for key in values if key not in known)
+    told = [(at, f"{spell(at)} must be a finite number, not {value}") for at, value in infinite(values)]
+    refuse(f"{where(at)}: {text}" if where else text for at, text in told)
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
         found = [(tuple(each["loc"]), complaint(dict(each))) for each in error.errors(include_url=False)]
     raise ValueError("\n".join(f"{where(at)}: {text}" if where else text for at, text in found))
+
+
+def infinite(values: Any, at: Address = ()) -> Iterator[tuple[Address, float]]:
+    """Where there is a number that is none, or has no end."""
+    if isinstance(values, float) and not isfinite(values):
+        yield at, values
+    items = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list | tuple) else ()
+    for key, value in items:
+        yield from infinite(value, (*at, key))
 
 
 def complaint(error: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from luthier.cli.main import app
 from luthier.comparing import latency
 from luthier.models.bert import BERT
+from luthier.models.gpt2 import GPT2
 from luthier.models.llama import Llama
 from luthier.run import Run, run
 from luthier.sources.model import Model
@@ -78,3 +79,13 @@ def test_the_command_measures_finished_runs(tuning: str, tmp_path: Path) -> None
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "out" / "result.json").read_text())["latency"]
     assert found["base"] > 0 and found["unmerged"] > 0 and (found["merged"] is None) == (tuning == "full")
+
+
+@pytest.mark.parametrize("arch", [BERT, GPT2])
+@pytest.mark.parametrize("kind", ["lora", "prompt", "prefix"])
+def test_a_model_of_few_positions_is_measured_on_shorter_texts(arch: type, kind: str) -> None:
+    torch.manual_seed(0)
+    made = Model(arch(vocab=300, width=16, layers=1, heads=2, positions=24).build().eval())
+    tune(made, kind, **({} if kind == "lora" else {"length": 20}))
+    found = latency.measure(made)
+    assert found["base"] is not None and found["unmerged"] is not None

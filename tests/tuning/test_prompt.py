@@ -19,8 +19,9 @@ from luthier.core.generate import generate_ids
 from luthier.core.reader import Memory, Sampling
 from luthier.sources.foreign import wrap
 from luthier.tuning._read import read
-from luthier.tuning._tune import attach, made
+from luthier.tuning._tune import attach, made, tune
 from pefts import ours_of
+from tiny import tiny_chat
 
 SMALL = {"length": 3}
 methods = pytest.mark.parametrize("method", ["prompt", "p_tuning"])
@@ -271,12 +272,29 @@ def test_the_base_trains_at_its_own_rate():
 @pytest.mark.parametrize("kind", ["our gpt2", "our llama"])
 def test_a_text_beyond_the_positions_is_refused_and_the_model_stays(kind: str):
     net = build(kind)
-    attached = attach(anatomy(net), made("prompt", {"length": 2000}))
+    attached = attach(anatomy(net), made("prompt", {"length": 1020 if kind == "our gpt2" else 100}))
     if kind == "our gpt2":
         with pytest.raises(ValueError, match="beyond the model's"):
             logits(net)
     with attached.anatomy.using():
         torch.testing.assert_close(logits(net), logits(build(kind)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["our gpt2", "our llama", "gpt2", "llama"])
+@pytest.mark.parametrize("method", ["prompt", "p_tuning", "prefix", "p_tuning_v2"])
+def test_one_that_leaves_no_room_for_a_text_is_refused_at_once(kind: str, method: str):
+    body = anatomy(build(kind) if kind.startswith("our") else wrap(build(kind)).net)
+    with pytest.raises(ValueError, match="length=5000 leaves no room for a text: the model has [0-9]+ positions"):
+        attach(body, made(method, {"length": 5000}))
+    assert not body.adapters
+
+
+def test_a_start_that_would_be_left_out_is_refused():
+    for fields in ({"labels": ("good", "bad"), "length": 1}, {"text": "so", "start": "scale"}):
+        with pytest.raises(ValueError, match="prompt"):
+            made("prompt", fields)
+    with pytest.raises(ValueError, match="the label ' ' has no word to start from"):
+        tune(tiny_chat(), "prompt", labels=("good", " "))
 
 
 @pytest.mark.parametrize("kind", ["our bert", "bert"])

@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -112,6 +113,12 @@ REFUSALS = [
     ("lora", {"rnak": 4}, "did you mean 'rank'"),
     ("lora", {"rank": 0}, "a rank is 1 at least"),
     ("lora", {"ranks": {"up": 4}}, "which roles"),
+    ("lora", {"rank": 33}, "rank=33 is above what decoder.0.q, [0-9]+ x [0-9]+, can have; take [0-9]+ at most"),
+    ("lora", {"roles": ["norm"]}, "go around projections and embeddings, and norm is a"),
+    ("lora", {"roles": []}, "lora needs roles"),
+    ("lora", {"alpha": float("nan")}, "alpha must be a finite number, not nan"),
+    ("adalora", {"rank": 33}, "rank=33 is above"),
+    ("unipelt", {"rank": 33}, "rank=33 is above"),
     ("lora", {"roles": ["q", "vv"]}, "no role called 'vv'; did you mean 'v'"),
     ("lora", {"roles": ["gate"]}, "has the role 'gate'"),
     ("lora", {"also_train": ["heat"]}, "no role called 'heat'; did you mean 'head'"),
@@ -152,6 +159,17 @@ def test_a_failing_second_adapter_leaves_the_first_at_work():
 def test_a_model_without_biases_is_refused_by_bitfit():
     with pytest.raises(ValueError, match=r"has no bias: bitfit has nothing to train; take lora, or freeze with norms"):
         attach(anatomy(build("our llama")), BitFit())
+
+
+@pytest.mark.parametrize("method", [None, 5, {}, {"rank": 4}, LoRA])
+def test_what_is_no_method_is_refused(method: Any):
+    with pytest.raises(ValueError, match="a tuning method is a name"):
+        tune(model(), method)
+
+
+def test_bitfit_may_be_of_some_blocks_alone():
+    all_of_them, last = (attach(anatomy(build("our gpt2")), BitFit(blocks=blocks)).parameters for blocks in (None, "last 1"))
+    assert last.keys() == {name for name in all_of_them if ".1." in name} and len(last) == 8
 
 
 def test_bitfit_goes_by_the_type_of_module_not_by_name():

@@ -114,6 +114,12 @@ class Anatomy:
             return added
         return added | {name: child for name, child in children.items() if name != body and any(True for _ in child.parameters())}  # type: ignore[comparison-overlap]
 
+    @property
+    def positions(self) -> int:
+        """How many tokens a text may have, as the model's settings say; 0 where they say nothing."""
+        config = getattr(self.root, "config", None)
+        return max(0, getattr(config, "positions", None) or getattr(config, "max_position_embeddings", None) or 0)
+
     def state(self) -> dict[str, Tensor]:
         """The base model's parameters and buffers under the names they would have without adapters; quantised weights turned back."""
         tensors: dict[str, Tensor] = {}

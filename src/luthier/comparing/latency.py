@@ -16,13 +16,14 @@ from luthier.anatomy.merge import merge
 from luthier.comparing.shared import over
 from luthier.core.reader import Reader, Sampling
 from luthier.core.transformer import Net
+from luthier.doctor import before_texts
 from luthier.report import read_json
 from luthier.run import Run, prepare
 from luthier.sources.model import Model
 from luthier.training import folder as folders
 
 BEFORE = 64  # tokens of the text before a decoder's step, at most
-TEXTS, TOKENS = 8, 32  # of an encoder's pass
+TEXTS, TOKENS = 8, 32  # of an encoder's pass, tokens at most
 TURNS, LEAST_S = 9, 0.5
 
 
@@ -34,8 +35,9 @@ def measure(model: Model) -> dict[str, float | None]:
     if model.attached is not None and model.attached.net is not None:  # states from a cache: no forward pass of its own
         return {"base": None, "unmerged": None, "merged": None}
     nets = {"unmerged": copied(model).net, "base": bare(model)} | folded(model)
+    room = model.anatomy.positions - before_texts(model) - 1 if model.anatomy.positions else BEFORE
     with torch.no_grad():
-        found = by_turns({name: step(net) for name, net in nets.items() if net is not None})
+        found = by_turns({name: step(net, max(1, room)) for name, net in nets.items() if net is not None})
     if nets["base"] is None:  # all of it was trained, nothing added
         found["base"] = found["unmerged"]
     return {name: found.get(name) for name in ("base", "unmerged", "merged")}
@@ -83,19 +85,20 @@ def folded(model: Model) -> dict[str, Net]:
     return {"merged": made.net}
 
 
-def step(net: Net) -> tuple[Callable[[], Any], int]:
-    """What is timed, and how many tokens it takes."""
+def step(net: Net, room: int = BEFORE) -> tuple[Callable[[], Any], int]:
+    """What is timed, and how many tokens it takes. room: tokens of a text at most."""
+    before, each = min(BEFORE, room), min(TOKENS, room)
     device, draw = next(net.parameters()).device, torch.Generator().manual_seed(0)
 
     def ids(rows: int, tokens: int) -> Tensor:
         return torch.randint(0, net.vocab, (rows, tokens), generator=draw).to(device)
 
     if net.causal and "lm" in net.heads and not pair(net):
-        return decoding(net, ids(1, BEFORE), ids(1, 1)), 1
-    inputs: dict[str, Any] = {"ids": ids(1, TEXTS * TOKENS), "lengths": (TOKENS,) * TEXTS}
+        return decoding(net, ids(1, before), ids(1, 1)), 1
+    inputs: dict[str, Any] = {"ids": ids(1, TEXTS * each), "lengths": (each,) * TEXTS}
     if pair(net):
-        inputs |= {"decoder_ids": ids(1, TEXTS * TOKENS), "decoder_lengths": inputs["lengths"]}
-    return lambda: net.hidden(**inputs), TEXTS * TOKENS
+        inputs |= {"decoder_ids": ids(1, TEXTS * each), "decoder_lengths": inputs["lengths"]}
+    return lambda: net.hidden(**inputs), TEXTS * each
 
 
 def decoding(net: Net, text: Tensor, token: Tensor) -> Callable[[], Any]:

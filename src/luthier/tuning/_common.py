@@ -21,6 +21,12 @@ def train_beside(anatomy: Anatomy, name: str, also_train: tuple[str, ...], place
     return named
 
 
+def check_room(anatomy: Anatomy, length: int) -> None:
+    """Refuse so many virtual tokens, or columns of a prefix, where they leave no position for a text."""
+    if 0 < anatomy.positions <= length:
+        raise ValueError(f"length={length} leaves no room for a text: the model has {anatomy.positions} positions; take a smaller length")
+
+
 def task_sites(anatomy: Anatomy) -> list[Site]:
     """The places of the heads that stand on the model for a task of its own."""
     return [site for head in anatomy.task_heads().values() for site in inside(anatomy, head)]

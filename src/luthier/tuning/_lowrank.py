@@ -169,13 +169,23 @@ def principal(weight_OI: Tensor, rank: int, scale: float) -> tuple[Tensor, Tenso
 
 def around(site: Site, a_RI: Tensor, b_OR: Tensor, scale: float, dropout: float = 0.0) -> LowRank:
     """The kind of low-rank term that fits a place. For an embedding A is (R, V) and B is (D, R)."""
+    check_place(site)
     if isinstance(site.module, nn.Embedding):
         return LowRankEmbedding(a_RI, b_OR, scale, float(getattr(site.module, "embed_scale", 1.0)))
-    if not is_projection(site.module):
+    return LowRank(a_RI, b_OR, scale, dropout)
+
+
+def check_place(site: Site, rank: int = 1) -> None:
+    """Refuse what is no matrix, and a rank that this matrix cannot have."""
+    if not (isinstance(site.module, nn.Embedding) or is_projection(site.module)):
         raise ValueError(
             f"low-rank terms go around projections and embeddings, and {site.address} is a {type(site.module).__name__}; leave it out of roles"
         )
-    return LowRank(a_RI, b_OR, scale, dropout)
+    if rank > min(site.weight.shape):
+        rows, columns = site.weight.shape
+        raise ValueError(
+            f"rank={rank} is above what {site.address}, {rows} x {columns}, can have; take {min(rows, columns)} at most, or leave the role out"
+        )
 
 
 def wrap(site: Site, name: str, term: LowRank, dora: bool) -> dict[str, nn.Parameter]:

@@ -5,7 +5,7 @@ from collections.abc import Container, Iterable
 import torch
 from torch import Tensor, nn
 
-from luthier.anatomy.anatomy import Anatomy
+from luthier.anatomy.anatomy import Anatomy, pick
 from luthier.anatomy.around import Adapter, Own, Values
 from luthier.anatomy.site import Site, walk
 from luthier.anatomy.table import AROUND, values_of
@@ -23,6 +23,12 @@ def inside(anatomy: Anatomy, module: nn.Module) -> list[Site]:
     """Every place within a module (itself included) that holds parameters of its own, each once."""
     within = {id(part) for _, part in walk(module)}
     return [anatomy.at(path) for path, part in anatomy.modules() if id(part) in within and values_of(part)]
+
+
+def in_blocks(anatomy: Anatomy, blocks: str | int | Iterable[int] | None) -> list[Site]:
+    """The same of these blocks of every stack ("last 2" or numbers)."""
+    chosen = [stack.blocks[i] for stack in anatomy.stacks.values() for i in pick(blocks, len(stack.blocks))]
+    return [site for block in chosen for site in inside(anatomy, block)]
 
 
 def train_own(anatomy: Anatomy, name: str, places: Iterable[Place], alone: Container[tuple[str, str]] = ()) -> dict[str, nn.Parameter]:

@@ -15,7 +15,7 @@ from luthier.anatomy.call import Leading, Shift, call_of, heard, positions_of
 from luthier.anatomy.site import Site
 from luthier.core.attention import Prefix as Columns
 from luthier.tuning._attached import Attached
-from luthier.tuning._common import train_beside
+from luthier.tuning._common import check_room, train_beside
 
 
 class Flat(nn.Module):
@@ -122,6 +122,7 @@ def attach(
     beside: train task heads and the like with it.
     """
     groups = groups_of(anatomy, method.at, method.blocks)
+    check_room(anatomy, length)
     calls = [site for group in groups for site in group.calls]
     embedding = anatomy.embed.module.weight
     assert isinstance(embedding, Tensor)

@@ -14,7 +14,7 @@ from luthier.anatomy.anatomy import Anatomy
 from luthier.anatomy.virtual import Rows, free, rows_at, stand
 from luthier.core.transformer import Net
 from luthier.tuning._attached import Attached
-from luthier.tuning._common import train_beside
+from luthier.tuning._common import check_room, train_beside
 
 Start = Literal["uniform", "scale", "vocabulary"]
 COMMON = 5_000  # the paper samples among so many first ids
@@ -112,6 +112,7 @@ def put(anatomy: Anatomy, name: str, method: Any, adapters: Mapping[str, Rows], 
     read = ours and isinstance(anatomy.net, Net) and anatomy.net.pool == "first" and bool(anatomy.task_heads())
     parameters: dict[str, nn.Parameter] = {}
     for stack, adapter in adapters.items():
+        check_room(anatomy, adapter.count())
         site = rows_at(anatomy, stack or stacks_of(anatomy, ())[0])
         if site.adapter(name) is not None:
             raise ValueError("encoder and decoder share one embedding here: give the second prompt an adapter name of its own")

@@ -71,12 +71,14 @@ def made(method: Any, fields: dict[str, Any]) -> Any:
     """A method object, or a composition, out of what a user may write."""
     if isinstance(method, list | tuple) or (isinstance(method, dict) and "kind" not in method and set(method) & set(NODES)):
         method = tree(method)
-    if isinstance(method, dict):
-        method, fields = str(method.get("kind", "full")), {**{key: value for key, value in method.items() if key != "kind"}, **fields}
+    if isinstance(method, dict) and "kind" in method:
+        method, fields = str(method["kind"]), {**{key: value for key, value in method.items() if key != "kind"}, **fields}
     if isinstance(method, str):
         return build(lookup("tuning", method), fields)
     if fields:
         raise ValueError(f"{', '.join(fields)}: fields go with a method's name; {type(method).__name__} is made already")
+    if not (isinstance(method, Node) or hasattr(method, "attach")) or isinstance(method, type):
+        raise ValueError(f'a tuning method is a name ("lora"), {{"kind": ...}}, several of them, or LoRA(...), not {method!r}')
     return method
 
 

@@ -20,6 +20,7 @@ from luthier.anatomy.anatomy import Anatomy
 from luthier.anatomy.table import is_projection
 from luthier.tuning._attached import Attached, Cut
 from luthier.tuning._common import projections, train_beside
+from luthier.tuning._lowrank import check_place
 from luthier.tuning._triplets import Triplets, orthogonality
 
 SPREAD = 0.02  # of A and B at the start, as in the released code
@@ -59,6 +60,7 @@ class AdaLoRA:
             raise ValueError(f"adalora goes around projections, and {other[0]} is none; take q, k, v, o, up, gate or down")
         terms: dict[str, Triplets] = {}
         for site in sites:
+            check_place(site, self.rank)
             (d_out, d_in), new = site.weight.shape, site.weight.new_empty
             a_RI, b_OR = new(self.rank, d_in).normal_(std=SPREAD), new(d_out, self.rank).normal_(std=SPREAD)
             terms[site.address] = Triplets(a_RI, b_OR, new(self.rank, 1).zero_(), scale_of(self.alpha, self.rank), self.dropout)

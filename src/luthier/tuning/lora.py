@@ -14,7 +14,7 @@ from luthier.anatomy.anatomy import Anatomy
 from luthier.anatomy.site import Site
 from luthier.tuning._attached import Attached
 from luthier.tuning._common import train_beside
-from luthier.tuning._lowrank import around, principal, start_of, wrap
+from luthier.tuning._lowrank import around, check_place, principal, start_of, wrap
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class LoRA:
     verified: ClassVar[str] = "peft 0.21.2, files both ways, 17 kinds of models; DoRA's gradients too"
 
     def __post_init__(self) -> None:
+        if not self.roles:
+            raise ValueError("lora needs roles: the projections it goes around, as [q, v]")
         if min([self.rank, *self.ranks.values()]) < 1:
             raise ValueError(f"a rank is 1 at least: rank={self.rank}, ranks={self.ranks}")
         if self.b_factor <= 0:
@@ -50,6 +52,7 @@ class LoRA:
                 if site.adapter(name) is not None and f"{site.address}.a" in parameters:  # q and decoder.q name the same place
                     continue
                 rank = self.ranks.get(role, self.rank)
+                check_place(site, rank)
                 scale = scale_of(self.alpha, rank, self.rslora)
                 term = around(site, *self._start(site, rank, scale), scale, self.dropout)
                 parameters |= wrap(site, name, term, self.dora)
@@ -63,8 +66,8 @@ class LoRA:
     def _start(self, site: Site, rank: int, scale: float) -> tuple[Tensor, Tensor]:
         weight = site.weight
         if self.start == "pissa":
-            if isinstance(site.module, nn.Embedding) or rank > min(weight.shape):
-                raise ValueError(f"pissa starts a projection of rank {rank} or more, which {site.address} ({tuple(weight.shape)}) is not")
+            if isinstance(site.module, nn.Embedding):
+                raise ValueError(f"pissa starts projections, and {site.address} is an embedding; leave it out of roles")
             return principal(weight, rank, scale)
         if isinstance(site.module, nn.Embedding):  # the other way round: A zero, B normal
             vocab, width = weight.shape

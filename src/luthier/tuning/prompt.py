@@ -27,12 +27,18 @@ class Prompt:
     def __post_init__(self) -> None:
         if self.length < 1:
             raise ValueError(f"prompt needs length >= 1, not {self.length}")
+        if len(self.labels) > self.length:
+            raise ValueError(f"prompt: {len(self.labels)} labels need a length of as many at least, not {self.length}")
+        if self.text and self.start != "uniform":
+            raise ValueError(f"prompt starts from the text or as start={self.start!r} says, not from both; leave one out")
         if (self.hard and not self.text) or (self.text and self.labels):
             raise ValueError("prompt: hard needs a text, and a prompt starts from a text or from labels, not from both")
 
     def attach(self, anatomy: Anatomy, name: str = "default") -> Attached:
         words = ids_of(anatomy, self.text)
         labels = [ids.tolist() for label in self.labels if (ids := ids_of(anatomy, label)) is not None]
+        if empty := [label for label in self.labels if not label.strip()]:
+            raise ValueError(f"prompt: the label {empty[0]!r} has no word to start from; leave it out")
         stacks, first = stacks_of(anatomy, self.at), free(anatomy)
         length = len(words) if self.hard and words is not None else self.length
         rows = {stack: begin(weight_of(anatomy, stack), length, self.start, words, labels) for stack in stacks}

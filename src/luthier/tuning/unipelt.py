@@ -17,7 +17,7 @@ from luthier.tuning._attached import Attached
 from luthier.tuning._bottleneck import Bottleneck, Seen, Tap, ends, put, sublayers
 from luthier.tuning._common import train_beside
 from luthier.tuning._gate import Gate, Gated, GatedLead
-from luthier.tuning._lowrank import LowRank
+from luthier.tuning._lowrank import LowRank, check_place
 from luthier.tuning._prefix import attach as lead
 from luthier.tuning._prefix import groups_of
 
@@ -57,6 +57,7 @@ class UniPELT:
     def _low_rank(self, anatomy: Anatomy, name: str) -> dict[str, nn.Parameter]:
         named: dict[str, nn.Parameter] = {}
         for site in anatomy.find(*self.roles, layers=self.blocks):
+            check_place(site, self.rank)
             d_out, d_in = site.weight.shape
             a_RI = nn.init.kaiming_uniform_(site.weight.new_empty(self.rank, d_in), a=5**0.5)
             gated = Gated(LowRank(a_RI, site.weight.new_zeros(d_out, self.rank), 1.0, self.dropout), self._gate(d_in, site))
