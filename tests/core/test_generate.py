@@ -12,6 +12,7 @@ from luthier.core.decode import Decoder, decodable
 from luthier.core.generate import choose, generate_ids, stream_ids
 from luthier.core.names import export_state
 from luthier.core.reader import Memory, Sampling, left_padded
+from luthier.models.gpt import GPT
 from luthier.models.gpt2 import GPT2
 from luthier.models.llama import Llama
 
@@ -158,7 +159,6 @@ def test_the_decoder_in_bfloat16_is_as_near_to_float64_as_the_plain_path():
 
 def test_the_decoder_carries_low_rank_terms_and_leaves_other_nets_to_the_plain_path():
     from luthier.anatomy.anatomy import anatomy
-    from luthier.models.gpt import GPT
     from luthier.tuning._tune import attach
     from luthier.tuning.lora import LoRA
 
@@ -249,7 +249,7 @@ def test_wrong_settings_are_refused_with_the_way_out():
     with pytest.raises(ValueError, match="prompt 2 has no tokens"):
         generate_ids(net, [[1], []], GREEDY)
     with pytest.raises(ValueError, match="int8"):
-        generate_ids(pair("gpt2")[0], [[1]], GREEDY, int8=True)
+        generate_ids(GPT(vocab=60, width=32, layers=2, heads=4).build().eval(), [[1]], GREEDY, int8=True)
 
 
 def test_a_nan_free_uniform_net_is_drawn_from_evenly():
