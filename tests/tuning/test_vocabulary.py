@@ -87,6 +87,26 @@ def test_an_adapter_trains_the_new_rows_alone_and_brings_them_along(kind: str, t
     torch.testing.assert_close(grown.logits(ids, **extra), want, rtol=0, atol=1e-4)
 
 
+TAKE_TOKENS = {
+    "lora": {"rank": 2}, "adalora": {"rank": 4, "target": 2}, "ia3": {}, "freeze": {}, "adapter": {"width": 4}, "compacter": {"reduction": 8},
+    "prefix": {"length": 3, "hidden": 4}, "p_tuning_v2": {"length": 3}, "mam": {"length": 3, "hidden": 4, "width": 4},
+    "unipelt": {"length": 3, "hidden": 4, "rank": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["our llama", "gpt2"])
+@pytest.mark.parametrize("method", TAKE_TOKENS)
+@pytest.mark.parametrize("trainable", [False, True])
+def test_every_method_brings_its_tokens_along(kind: str, method: str, trainable: bool, tmp_path: Path):
+    grown, ids = model(kind), torch.tensor([[5, 99, 7, 100]])
+    shake(tune(grown, method, tokens=NEW, **TAKE_TOKENS[method]).parameters)
+    grown.save_adapter(tmp_path)
+    again = model(kind)
+    load_adapter(again, tmp_path, trainable=trainable)
+    torch.testing.assert_close(again.logits(ids), grown.logits(ids), rtol=0, atol=1e-5)
+    assert again.attached.parameters.keys() == grown.attached.parameters.keys() or not trainable
+
+
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
 def test_peft_reads_added_tokens_after_resizing(kind: str, tmp_path):
     grown = model(kind)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from luthier.anatomy.site import Site
 from luthier.anatomy.table import AROUND, transposed
-from luthier.tuning._folder import CONFIG, TABLE
+from luthier.tuning._folder import CONFIG, DELTA, TABLE
 from luthier.tuning._own import train_own
 from luthier.tuning._reading import Reading, set_values
 
@@ -37,7 +37,7 @@ class Peft(Reading):
     def tables_and_places(self) -> tuple[dict[str, Tensor], list[tuple[Site, str]]]:
         """The vectors of prompts and prefixes by where they stand ("" in peft's own files), and the parameters stored whole beside them."""
         tables = {name.removeprefix(TABLE).removeprefix("."): value for name, value in self.tensors.items() if name.startswith(TABLE)}
-        own = {name for name in self.tensors if not name.startswith(TABLE)}
+        own = {name for name in self.tensors if not name.startswith(TABLE) and not name.endswith(DELTA)}
         places = self.own_places(own)
         covered = {self.names.stored(site.path, parameter).path for site, parameter in places}
         self.refuse([] if tables else [TABLE], own - covered)

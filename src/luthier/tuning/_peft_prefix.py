@@ -60,7 +60,7 @@ class ReadPrefix(Peft):
 
     known = frozenset(
         {"num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers", "num_transformer_submodules", "encoder_hidden_size"}
-        | {"prefix_projection", "init_weights", "modules_to_save"}
+        | {"prefix_projection", "init_weights", "modules_to_save", "trainable_token_indices"}
     )
 
     def attached(self) -> Attached:
@@ -75,6 +75,7 @@ class ReadPrefix(Peft):
         if hidden:
             self._resume(attached)
         self.attach_own(places)
+        self.rows()
         attached.parameters |= self.parameters
         return attached
 
