@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from luthier.anatomy.virtual import virtual_ids
+from luthier.api import generate
 from luthier.data.stream import open_stream
 from luthier.evaluation._measure import measure
 from luthier.objectives._batch import once
@@ -95,6 +96,17 @@ def test_an_adapter_that_is_not_at_work_has_no_template():
     tune(model, "lora", rank=2, name="other")
     (batch,) = once(Causal(), [{"text": "ab"}], model, 32)
     assert batch.tokens == len(ids_of(model, "ab")) + 1
+
+
+def test_a_prompt_is_refused_where_they_would_be_left_out():
+    model, _ = tuned()
+    with pytest.raises(ValueError, match="a prompt has none: measure rows"):
+        generate(model, "ab", max_tokens=2)
+    with model.anatomy.using():
+        assert len(generate(model, "ab", max_tokens=2)) == 1
+    model = tiny_chat()
+    tune(model, PARALLEL)
+    assert len(generate(model, "ab", max_tokens=2, adapters="l")) == 1
 
 
 def test_the_vectors_get_gradients_and_the_base_alone_has_no_template():

@@ -13,6 +13,7 @@ from luthier.data.template import Template
 from luthier.data.tokenizer import Tokenizer
 from luthier.sources.fill import fill_texts, stream_fill
 from luthier.sources.fill import settings as settings_of
+from luthier.sources.marks import check_prompts
 from luthier.sources.model import Model
 from luthier.sources.sight import pixels_of, spread
 from luthier.sources.writer import Writer
@@ -46,6 +47,7 @@ def generate_texts(
     model has several. Of models that fill in masks (diffusion_lm) samples, steps, block, remasking, guidance. ValueError
     for settings that do not fit and for prompts that are empty or too long.
     """
+    check_prompts(model)
     settings = settings_of(model, {"max_tokens": max_tokens, "temperature": temperature, **sampling}, OTHERS)
     questions = _separate(prompts)
     if adapters:
@@ -100,6 +102,7 @@ def stream_text(
     template: Template | None = None,
 ) -> Iterator[str]:
     """The answer piece by piece as its tokens are chosen. memory: what earlier calls have read, so that only what is new is read."""
+    check_prompts(model)
     asked = Asked(model, prompt, stop, template)
     _room(model, [asked], sampling)
     writer = asked.writer()

@@ -79,6 +79,18 @@ def marks(model: Model, adapter: str = "") -> Marks | None:
     return None if first is None else Marks(first.template, mark(model.tokenizer), first.first)
 
 
+def check_prompts(model: Model) -> None:
+    """Refuse prompts where a template is at work: its pseudo-tokens stand around a row's columns, and without them the adapter does nothing."""
+    names = model.anatomy.active
+    if any(model.anatomy.switch.named[name].passes for name in names if name in model.anatomy.switch.named):
+        return  # several in parallel: none of them answers before one is chosen
+    if (found := _with_template(model)[0]) is not None:
+        raise ValueError(
+            f"p_tuning's template {found.template!r} stands around the columns of rows, and a prompt has none: measure rows "
+            "(luthier evaluate --data), or tune with place: front for prompts"
+        )
+
+
 def _with_template(model: Model) -> list[Rows] | list[None]:
     """Those at work that have one."""
     switch = model.anatomy.switch
