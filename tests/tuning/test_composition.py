@@ -247,6 +247,24 @@ def test_a_split_gives_tokens_to_its_members_by_their_place(kind: str):
     assert not torch.allclose(alone[:, 3:], want[:, 3:])
 
 
+@pytest.mark.parametrize("kind", ["our llama", "our gpt2", "llama", "gpt2"])
+@pytest.mark.parametrize("method", ["adapter", "mam", "unipelt"])
+def test_what_sees_one_place_from_another_goes_around_a_split(kind: str, method: str):
+    """Around the split at its entrance every token takes the same adapters, at its end not."""
+    around = {"adapter": {"reads": "in", "after": ["ffn"], "norms": False, "width": 4}, "mam": {"length": 2, "hidden": 4, "width": 4}}
+    outer = {"kind": method, **around.get(method, {"length": 2, "hidden": 4, "rank": 2})}
+    inner = {"kind": "adapter", "reads": "sum", "after": ["ffn"], "norms": False, "width": 4}
+    net = build(kind)
+    attached = attach(anatomy(net), made([outer, {"split": [inner, LORA], "lengths": [3]}], {}))
+    shake(attached.parameters)
+    names = ("default_adapter", "default_adapter2") if method == "adapter" else (f"default_{method}", "default_adapter")
+    with anatomy(net).using(*names):
+        alone = logits(net)
+    torch.testing.assert_close(logits(net)[:, :3], alone[:, :3])
+    logits(net).square().mean().backward()
+    assert all(p.grad is not None for p in attached.parameters.values())
+
+
 @pytest.mark.parametrize("kind", ["our llama", "our bert", "llama"])
 def test_members_in_parallel_learn_as_if_each_were_alone(kind: str):
     net = build(kind)
@@ -441,6 +459,8 @@ REFUSED: list[tuple[Any, str]] = [
     ({"fuse": [LORA, {"split": [LORA, "ia3"], "lengths": [2]}]}, "split holds a split: put the split outside"),
     ({"fuse": [NARROW, "bitfit"]}, "bitfit adds nothing, it gives the model's parameters other values: average it"),
     ({"fuse": [NARROW, {"kind": "adapter", "width": 4}]}, "cannot be fused; train adapters with norms: false"),
+    ({"fuse": [{"kind": "mad_x"}, NARROW]}, "embed.*: what an adapter makes of the embedding cannot be fused; .*invertible: false"),
+    ({"fuse": [{"kind": "lora", "roles": ["q", "embed"], "rank": 2}, LORA]}, "what an adapter makes of the embedding cannot be fused"),
     ({"split": [LORA, "ia3"], "lengths": [1, 2, 3]}, "split has 2 members and the lengths 1, 2, 3"),
     ({"split": [LORA, "ia3"], "lengths": [0]}, "split has 2 members and the lengths 0"),
     ({"split": [LORA, PROMPT], "lengths": [2]}, "virtual tokens stand before whole texts: put them in a stack around it"),

@@ -26,6 +26,7 @@ class Adapter(nn.Module):
     """What goes around a base call. `forward` is the method's formula; the other answers are for those that have one."""
 
     mergeable = False
+    paired = False  # whether it hears of another place's calls, or tells one of its own: both places are called as often
 
     def forward(self, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return base(x)
@@ -155,13 +156,13 @@ class Around(Adapted):
     def shares(self, route: Route) -> list[tuple[Tensor, tuple[str, ...]]]:
         """What some row takes here: (which rows, adapters of this place)."""
         assert route.rows is not None
-        shares: dict[tuple[str, ...], Tensor] = {}
+        shares: dict[tuple[tuple[str, ...], int], Tensor] = {}
         for i, group in enumerate(route.groups):
             names = tuple(name for name in group if name in self.adapters)
             if names:
-                mine = route.rows == i
-                shares[names] = shares[names] | mine if names in shares else mine
-        return [(mine, names) for names, mine in shares.items() if bool(mine.any())]
+                mine, key = route.rows == i, (names, i if any(self._adapter(name).paired for name in names) else -1)
+                shares[key] = shares[key] | mine if key in shares else mine
+        return [(mine, names) for (names, _), mine in shares.items() if bool(mine.any())]
 
 
 def twin(module: nn.Module, values: Values) -> nn.Module:
@@ -242,6 +243,10 @@ class OnRows(Adapter):
     @property
     def mergeable(self) -> bool:  # type: ignore[override]
         return all(part.mergeable for part in self.by_role.values())  # type: ignore[union-attr]
+
+    @property
+    def paired(self) -> bool:  # type: ignore[override]
+        return any(part.paired for part in self.by_role.values())  # type: ignore[union-attr]
 
     def items(self) -> list[tuple[Tensor, Adapter]]:
         return [(self.get_buffer(f"rows_{role}"), part) for role, part in self.by_role.items()]  # type: ignore[misc]

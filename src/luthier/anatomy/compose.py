@@ -31,6 +31,10 @@ class Several(Adapter):
     def mergeable(self) -> bool:  # type: ignore[override]
         return all(member.mergeable for member in self.members)
 
+    @property
+    def paired(self) -> bool:  # type: ignore[override]
+        return any(member.paired for member in self.members)
+
 
 class Average(Several):
     """base(x) + sum_i w_i (a_i(x) - base(x)), and as much of the parameters that the members give the base."""

@@ -57,6 +57,8 @@ class Seen:
 class Tap(Adapter):
     """Notes what goes in, and changes nothing."""
 
+    paired = True
+
     def __init__(self, seen: Seen):
         super().__init__()
         self.seen = seen
@@ -82,6 +84,7 @@ class Bottleneck(Adapter):
         self.down, self.up = down, up
         self.act, self.scale = act, scale
         self.seen, self.norm, self.summed = seen, norm, summed
+        self.paired = seen is not None
 
     def forward(self, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         y = base(x)

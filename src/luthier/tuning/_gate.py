@@ -49,6 +49,7 @@ class Gated(Adapter):
     def __init__(self, inner: LowRank | Bottleneck, gate: Gate, seen: Seen | None = None):
         super().__init__()
         self.inner, self.gate, self.seen = inner, gate, seen
+        self.paired = inner.paired or seen is not None
 
     def forward(self, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if self.seen is not None:
@@ -62,6 +63,8 @@ class Gated(Adapter):
 
 class GatedLead(Leading):
     """Columns before the keys, of which each query sees as much as its gate lets through."""
+
+    paired = True
 
     def __init__(self, inner: Leading, gate: Gate, seen: Seen):
         super().__init__()

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from luthier.anatomy.anatomy import Anatomy
 from luthier.anatomy.around import Adapter, OnRows, Own, Values
 from luthier.anatomy.compose import adds, place, together
-from luthier.anatomy.table import values_of
+from luthier.anatomy.table import is_projection, values_of
 from luthier.core.heads import LabelHead
 from luthier.tuning._attached import Attached
 from luthier.tuning._common import task_sites, train_beside
@@ -88,6 +88,10 @@ class AdapterFusion:
                 del around.adapters[name]
             elif any(isinstance(member, Own | OnRows) for member in each.members):
                 raise ValueError(f"{path}: an adapter has values of its own here, which cannot be fused; train adapters with norms: false")
+            elif each.adds and not is_projection(around.base):
+                raise ValueError(
+                    f"{path}: what an adapter makes of the embedding cannot be fused; leave it out of roles (of mad_x: invertible: false)"
+                )
             elif each.adds:
                 each.start(around.as_stored(values_of(around.base))["weight"])
         return {path: a for path, around in anatomy.arounds() for a in [dict(around.adapters.items()).get(name)] if isinstance(a, Fused) and a.adds}  # fmt: skip
@@ -100,7 +104,7 @@ class Fused(Adapter):
         super().__init__()
         self.names, self.members = tuple(members), tuple(members.values())  # no children: they stand here under their own names
         self.known, self.adds = known, any(map(adds, self.members))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout, self.paired = nn.Dropout(dropout), any(member.paired for member in self.members)
 
     def start(self, weight_OI: Tensor) -> None:
         width, like = len(weight_OI), {"device": weight_OI.device, "dtype": weight_OI.dtype}
