@@ -47,6 +47,14 @@ def test_a_grid_has_methods_points_failures_and_what_waits(tmp_path: Path):
     assert found.metric == "accuracy"
 
 
+def test_a_cell_that_two_grids_have_is_no_second_seed(tmp_path: Path):
+    one, two = (write_grid(tmp_path / name, {"lora": {}, **more}, seeds=[0, 1]) for name, more in (("g", {"ia3": {}}), ("h", {})))
+    later = write_grid(tmp_path / "later", {"ia3": {}}, seeds=[2])
+    assert {(cell.name, cell.seed) for cell in read([one, later]).cells if cell.method == "ia3"} == {("ia3", seed) for seed in range(3)}
+    names = [cell.name for cell in read([one, two]).cells]
+    assert names == ["g/lora", "g/lora", "ia3", "ia3", "h/lora", "h/lora"]
+
+
 def test_a_broken_cell_of_a_grid_is_a_failure_not_the_end(tmp_path: Path):
     grid = write_grid(tmp_path / "g", {"probe": {}, "lora": {}}, seeds=[0])
     broken = grid / "cells" / "1-0" / "result.json"

@@ -8,6 +8,7 @@ grid.json, which names its cells, and their folders: {"cells": [{"method", "seed
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -72,11 +73,12 @@ class Found:
 
 def read(folders: Sequence[str | Path]) -> Found:
     """Reads runs and grids. ValueError names every folder that is neither, each in one sentence."""
-    runs, parts, problems = [], [], []
+    runs, parts, grids, problems = [], [], [], []
     for folder in dict.fromkeys(Path(os.path.normpath(Path(folder).expanduser())) for folder in folders):
         try:
             if (folder / GRID).is_file():
                 parts.append(read_grid(folder))
+                grids.append((len(parts) - 1, folder.resolve().name))
             else:
                 runs.append(read_run(folder))
                 parts.append(Found((runs[-1],)))
@@ -85,6 +87,10 @@ def read(folders: Sequence[str | Path]) -> Found:
     if problems:
         raise ValueError("\n".join(problems))
     names = iter(name_runs(runs))
+    twice = ran_twice([parts[i] for i, _ in grids])
+    for i, name in grids:
+        told = [replace(cell, method=f"{name}/{cell.method}") if cell.method in twice else cell for cell in parts[i].cells]
+        parts[i] = replace(parts[i], cells=tuple(told))
     cells = [cell if cell.method else replace(cell, method=next(names)) for part in parts for cell in part.cells]
     return Found(
         tuple(cells),
@@ -92,6 +98,12 @@ def read(folders: Sequence[str | Path]) -> Found:
         next((part.metric for part in parts if part.metric), None),
         next((part.budget for part in parts if part.budget), None),
     )
+
+
+def ran_twice(grids: Sequence[Found]) -> set[str]:
+    """Methods of which two grids have the same cell: they are told apart, for a seed that ran twice is no second one."""
+    counts = Counter((cell.name, cell.seed, cell.method) for grid in grids for cell in grid.cells)
+    return {method for (_, _, method), count in counts.items() if count > 1}
 
 
 def read_run(folder: Path) -> Outcome:
