@@ -149,6 +149,23 @@ def test_a_second_tokenizers_tokens_are_taken(tmp_path: Path):
     assert "a" not in grown.anatomy.grown.values()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("wrong", [{"rank": 99}, {"roles": ["q", "x"]}])
+def test_where_tuning_fails_the_vocabulary_has_not_grown(kind: str, wrong: dict):
+    plain, ids = model(kind), torch.tensor([[5, 6, 7]])
+    extra = {"decoder_ids": ids} if kind == "t5" else {}
+    before, names = plain.logits(ids, **extra), {name: p.shape for name, p in plain.net.named_parameters()}
+    assert plain.tokenizer is not None
+    print_of, vocab = plain.tokenizer.fingerprint(), plain.net.vocab
+    with pytest.raises(ValueError, match="rank=99|no role called 'x'"):
+        tune(plain, "lora", tokens=NEW, **wrong)
+    torch.testing.assert_close(plain.logits(ids, **extra), before, rtol=0, atol=0)
+    assert {name: p.shape for name, p in plain.net.named_parameters()} == names
+    assert (plain.tokenizer.fingerprint(), plain.net.vocab, plain.anatomy.grown) == (print_of, vocab, {})
+    tune(plain, "lora", tokens=NEW, rank=2)
+    assert plain.net.vocab == vocab + 2 and list(plain.anatomy.grown.values()) == NEW
+
+
 def test_growing_after_tuning_the_embedding_is_refused():
     grown = model("our llama")
     tune(grown, "lora", also_train=["embed"])

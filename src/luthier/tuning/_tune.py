@@ -1,5 +1,6 @@
 """tune: freeze the model, attach a method; a call that fails leaves the model as it was."""
 
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 from torch import nn
@@ -11,7 +12,7 @@ from luthier.sources.model import Model
 from luthier.tuning._attached import Attached
 from luthier.tuning._compose import compose
 from luthier.tuning._composition import NODES, Node, members_of, tree
-from luthier.tuning._vocabulary import grow
+from luthier.tuning._vocabulary import back_if_it_fails, grow
 
 
 class Method(Protocol):
@@ -29,10 +30,12 @@ def tune(model: Model, method: Any, name: str = "default", **fields: Any) -> Att
     """
     method = made(method, fields)
     check_name(model.anatomy, name)
-    for tokens in tokens_of(method):
-        grow(model, tokens)
-    model.anatomy.tokenizer = model.tokenizer
-    attached = attach(model.anatomy, method, name)
+    tokens = tokens_of(method)
+    with back_if_it_fails(model) if tokens else nullcontext():
+        for each in tokens:
+            grow(model, each)
+        model.anatomy.tokenizer = model.tokenizer
+        attached = attach(model.anatomy, method, name)
     attached.source, attached.tokenizer = model.source, model.tokenizer
     model.attached = attached
     if attached.net is not None:

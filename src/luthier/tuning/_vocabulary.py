@@ -3,9 +3,11 @@
 V vocabulary, D width
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +42,28 @@ def grow(model: Model, tokens: Sequence[str] | str | Path) -> list[int]:
     return ids
 
 
+@contextmanager
+def back_if_it_fails(model: Model) -> Iterator[None]:
+    """Inside, the vocabulary may grow; where something fails then, model and tokenizer are as they were."""
+    body, tokenizer = model.anatomy, model.tokenizer
+    before, grown = [(module, dict(module._parameters)) for _, module in body.modules()], dict(body.grown)
+    config, vocab = getattr(body.net, "config", None), body.embed.module.weight.shape[0]  # type: ignore[union-attr]
+    written = tokenizer.inner.to_str() if tokenizer is not None else ""
+    try:
+        yield
+    except BaseException:
+        for module, parameters in before:
+            for name, old in parameters.items():
+                if old is not module._parameters[name] and old is not None:
+                    _put(module, name, old)
+        body.grown = grown
+        _say(body, config, vocab)
+        if tokenizer is not None:
+            tokenizer.add([])  # what it remembers of words goes
+            tokenizer.inner = type(tokenizer.inner).from_str(written)
+        raise
+
+
 def of_tokenizer(folder: Path) -> list[str]:
     """The tokens of a tokenizer's folder as text, without its special ones and without broken characters."""
     other = Tokenizer.from_directory(folder)
@@ -63,10 +87,13 @@ def _start(body: Anatomy, ids: list[int], pieces: list[list[int]]) -> None:
         bias = site.module._parameters.get("bias")  # a tied head's own
         if bias is not None and bias.shape[0] < rows:
             _replace(body, bias, _grown(bias, rows, ids, pieces))
-    config = getattr(body.net, "config", None)
-    vocab = body.embed.module.weight.shape[0]  # type: ignore[union-attr]
+    _say(body, getattr(body.net, "config", None), body.embed.module.weight.shape[0])  # type: ignore[union-attr]
+
+
+def _say(body: Anatomy, config: Any, vocab: int) -> None:
+    """In the settings."""
     if isinstance(body.net, Transformer):
-        body.net.config = replace(config, vocab=vocab)  # type: ignore[type-var]
+        body.net.config = replace(config, vocab=vocab)
     else:
         body.root.config.get_text_config().vocab_size = vocab  # type: ignore[union-attr, operator]
 
@@ -82,9 +109,12 @@ def _grown(old: nn.Parameter, rows: int, ids: list[int], pieces: list[list[int]]
 
 def _replace(body: Anatomy, old: Tensor, new: nn.Parameter) -> None:
     for site, name in body.owners(old):
-        module = site.module
-        module._parameters[name] = new
-        if isinstance(module, nn.Embedding):
-            module.num_embeddings = len(new)
-        elif isinstance(module, nn.Linear):
-            module.out_features = len(new)
+        _put(site.module, name, new)
+
+
+def _put(module: nn.Module, name: str, new: nn.Parameter) -> None:
+    module._parameters[name] = new
+    if isinstance(module, nn.Embedding):
+        module.num_embeddings = len(new)
+    elif isinstance(module, nn.Linear):
+        module.out_features = len(new)
