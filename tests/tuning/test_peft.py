@@ -171,3 +171,14 @@ def test_a_pickle_is_refused(tmp_path):
     (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
     with pytest.raises(FileNotFoundError, match="pickle"):
         read(anatomy(build("llama")), tmp_path)
+
+
+def test_a_value_that_is_no_number_and_a_missing_file_are_named(tmp_path):
+    saved_by_peft("llama", tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    first = min(tensors)
+    save_file(tensors | {first: torch.full_like(tensors[first], float("nan"))}, tmp_path / "adapter_model.safetensors")
+    refused("llama", tmp_path, first, "holds NaN or infinity")
+    (tmp_path / "adapter_config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no adapter_config.json; an adapter is a folder with"):
+        read(anatomy(build("llama")), tmp_path)

@@ -7,6 +7,7 @@ from typing import Any
 from luthier import lookup
 from luthier.sources.convert import ADAPTERS
 from luthier.sources.directory import read_json
+from luthier.sources.load import finite
 from luthier.sources.tensor_files import Safetensors, read_header
 
 CONFIG, WEIGHTS, STATE = "adapter_config.json", "adapter_model.safetensors", "luthier_state.safetensors"
@@ -33,6 +34,8 @@ class Folder:
     def __init__(self, path: Path):
         self.path = path
         fusion = (path / LIBRARY_FUSION).is_file() and not (path / CONFIG).is_file()
+        if not fusion and not (path / CONFIG).is_file():
+            raise FileNotFoundError(f"{path}: no {CONFIG}; an adapter is a folder with {CONFIG} and {WEIGHTS}")
         self.config = read_json(path / (LIBRARY_FUSION if fusion else CONFIG))
         self.library = "peft_type" not in self.config and isinstance(self.config.get("config"), dict)
         weights = [FUSION_WEIGHTS if fusion else LIBRARY_WEIGHTS if self.library else WEIGHTS]
@@ -44,7 +47,8 @@ class Folder:
                 other = f" ({pickle} is a pickle, which is never loaded; `luthier convert {path} OUT` makes safetensors of it)"
                 raise FileNotFoundError(f"{path}: no {file}{other if pickle else ''}")
         stored = Safetensors([path / file for file in weights])
-        self.tensors = {name.removeprefix(PREFIX).removeprefix("base_model."): stored.read(name) for name in stored.specs}
+        read = {name: finite(stored.read(name), name, str(path)) for name in stored.specs}
+        self.tensors = {name.removeprefix(PREFIX).removeprefix("base_model."): value for name, value in read.items()}
         note = read_header(path / STATE)[1] if (path / STATE).is_file() else {}
         beside = Safetensors([path / STATE]) if (path / STATE).is_file() else None
         self.state = {name: beside.read(name) for name in beside.specs} if beside else {}

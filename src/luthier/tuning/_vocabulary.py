@@ -47,7 +47,7 @@ def back_if_it_fails(model: Model) -> Iterator[None]:
     """Inside, the vocabulary may grow; where something fails then, model and tokenizer are as they were."""
     body, tokenizer = model.anatomy, model.tokenizer
     before, grown = [(module, dict(module._parameters)) for _, module in body.modules()], dict(body.grown)
-    config, vocab = getattr(body.net, "config", None), body.embed.module.weight.shape[0]  # type: ignore[union-attr]
+    config, vocab = getattr(body.net, "config", None), len(body.embed.module.weight)  # type: ignore[arg-type]
     written = tokenizer.inner.to_str() if tokenizer is not None else ""
     try:
         yield
