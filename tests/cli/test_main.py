@@ -152,3 +152,8 @@ def test_the_example_of_init_is_a_run_file(tmp_path: Path):
 def test_a_verbs_line_of_help_is_the_first_of_its_docstring(verb: str):
     docstring = ast.get_docstring(ast.parse((main.FOLDER / f"{verb}.py").read_text(encoding="utf-8"))) or ""
     assert main.help_line(verb) == docstring.partition("\n")[0] != ""
+
+
+def test_python_m_luthier_is_the_command(tmp_path: Path):
+    done = subprocess.run([sys.executable, "-m", "luthier", "inspect", str(tmp_path / "nothing")], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("luthier: ")

@@ -101,9 +101,7 @@ class Reader:
         self.cached = isinstance(self.writer, Transformer) and not self.writer.asks
         self.fast = fast and decodable(self.writer)
         if int8 and not self.fast:
-            raise ValueError(
-                "int8 weights are for pre-norm models (llama, gpt2, bloom and their kind) in evaluation mode; leave int8 out"
-            )
+            raise ValueError("int8 weights are for pre-norm models (llama, gpt2, bloom and their kind) in evaluation mode; leave int8 out")
         self.cache = memory.cache or (Cache(len(self.writer.order)) if self.cached else None)  # type: ignore[arg-type]
         self.decoder = memory.decoder
         self.rows = rows

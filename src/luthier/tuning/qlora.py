@@ -1,7 +1,8 @@
 """QLoRA: low-rank terms over a base in 4 bits. Dettmers et al. 2023, arXiv:2305.14314, section 3.
 
 y = dequantised(W) x + scale * B A x: every projection of the blocks is quantised and frozen, and low-rank terms go around all of them. The
-rest (embeddings, norms, heads) keeps its precision. Removing the adapter leaves the quantised base; merging turns it back first.
+rest (embeddings, norms, heads) keeps its precision. Removing the adapter leaves the quantised base; merging turns it back first. What is
+saved is a peft LoRA, and loading puts it onto the base as it is stored, as peft does: figures then differ by what quantising took away.
 """
 
 from collections.abc import Callable
