@@ -149,6 +149,8 @@ def check_collect(file: Path, temperature: float) -> None:
 
 def prefer(talk: "Talk", question: str, file: Path, terminal: bool) -> None:
     """Two answers; the user's choice goes to the file's end and into the conversation."""
+    if terminal:
+        note("two answers are being written ...")
     try:
         answers = talk.twice(question)
     except KeyboardInterrupt:
