@@ -16,8 +16,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from luthier.anatomy.call import Shift
-from luthier.anatomy.virtual import Rows
 from luthier.core.heads import LabelHead
 from luthier.core.transformer import Transformer
 from luthier.core.virtual import FIRST as VIRTUAL
@@ -187,22 +185,19 @@ def positions(case: Case) -> str | None:
     net = case.model.net
     limit = net.embed.positions if isinstance(net, Transformer) else None
     longest = max((max(example.documents) for example in chain.from_iterable(case.examples)), default=0)
-    if limit is None or longest + (taken := before_texts(case.model)) <= limit:
+    if limit is None or longest + (taken := taken_before(case.model)) <= limit:
         return None
     beside = f" and the tuning method takes {taken} positions before it" if taken else ""
     way = f"set data.length={limit - taken}" if taken < limit else "give it fewer"
     return f"a row has {longest} tokens{beside}, and {case.model.source} has vectors for {limit} positions; {way}"
 
 
-def before_texts(model: Model) -> int:
-    """The most positions that virtual tokens and prefixes of the adapters at work take before a text."""
-    found, switch = [0], model.anatomy.switch
+def taken_before(model: Model) -> int:
+    """Positions that adapters take before a text: of those in parallel, what the longest takes."""
+    found = []
     for running in model.running():
         with running:
-            names = switch.every(switch.chosen()[0])
-        parts = [[around.adapters[name] for name in names if name in around.adapters] for _, around in model.anatomy.arounds()]
-        rows = sum(part.count() for here in parts for part in here if isinstance(part, Rows) and part.stack)
-        found.append(rows + max((sum(part.by for part in here if isinstance(part, Shift)) for here in parts), default=0))
+            found.append(model.before_texts())
     return max(found)
 
 

@@ -18,6 +18,7 @@ from luthier.anatomy.virtual import virtual_ids
 from luthier.core.generate import generate_ids
 from luthier.core.reader import Memory, Sampling
 from luthier.sources.foreign import wrap
+from luthier.sources.generate import generate_texts
 from luthier.tuning._read import read
 from luthier.tuning._tune import attach, made, tune
 from pefts import ours_of
@@ -314,3 +315,13 @@ def test_where_a_head_reads_the_first_token_they_stand_behind_it(kind: str, tmp_
     body.remove("default")
     read(body, tmp_path)
     torch.testing.assert_close(net.hidden(tokens()), got, rtol=0, atol=1e-5)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("kind", ["prompt", "prefix", "p_tuning_v2"])
+def test_generation_counts_the_positions_that_an_adapter_takes_before_it_writes(kind: str):
+    model = tiny_chat(positions=40)
+    tune(model, kind, length=10)
+    assert len(generate_texts(model, ["abcdefgh"], max_tokens=22, temperature=0)) == 1
+    with pytest.raises(ValueError, match="40 positions, of which the adapter takes 10; shorten"):
+        generate_texts(model, ["abcdefgh"], max_tokens=23)
+    assert len(generate_texts(tiny_chat(positions=40), ["abcdefgh"], max_tokens=32, temperature=0)) == 1

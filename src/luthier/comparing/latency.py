@@ -16,7 +16,6 @@ from luthier.anatomy.merge import merge
 from luthier.comparing.shared import over
 from luthier.core.reader import Reader, Sampling
 from luthier.core.transformer import Net
-from luthier.doctor import before_texts
 from luthier.report import read_json
 from luthier.run import Run, prepare
 from luthier.sources.model import Model
@@ -35,7 +34,7 @@ def measure(model: Model) -> dict[str, float | None]:
     if model.attached is not None and model.attached.net is not None:  # states from a cache: no forward pass of its own
         return {"base": None, "unmerged": None, "merged": None}
     nets = {"unmerged": copied(model).net, "base": bare(model)} | folded(model)
-    room = model.anatomy.positions - before_texts(model) - 1 if model.anatomy.positions else BEFORE
+    room = model.anatomy.positions - model.before_texts() - 1 if model.anatomy.positions else BEFORE
     with torch.no_grad():
         found = by_turns({name: step(net, max(1, room)) for name, net in nets.items() if net is not None})
     if nets["base"] is None:  # all of it was trained, nothing added

@@ -193,12 +193,14 @@ def _no_int8(model: Model, int8: bool) -> None:
 def _room(model: Model, asked: Sequence[Asked], sampling: Sampling | Unmasking) -> None:
     """Refuses before the first token what would not fit into the model's positions."""
     positions = getattr(model.net, "config", None) and getattr(model.net.config, "positions", None)  # foreign nets know their own limit
+    taken = 0 if positions is None else model.before_texts()
     for i, question in enumerate(asked):
         needed = len(question.ids) + sampling.max_tokens
         if model.encoder_decoder:  # each stack has its own
             needed = max(len(question.ids), sampling.max_tokens)
-        if positions is not None and needed > positions:
+        if positions is not None and needed + taken > positions:
+            beside = f", of which the adapter takes {taken}" if taken else ""
             raise ValueError(
                 f"prompt {i + 1} has {len(question.ids)} tokens and {sampling.max_tokens} more are asked for, but the model has "
-                f"{positions} positions; shorten the prompt or lower max_tokens"
+                f"{positions} positions{beside}; shorten the prompt or lower max_tokens"
             )

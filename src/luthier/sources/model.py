@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from luthier.anatomy.anatomy import Anatomy, anatomy
+from luthier.anatomy.call import Shift
 from luthier.anatomy.merge import merge
+from luthier.anatomy.virtual import Rows
 from luthier.core.transformer import Net
 from luthier.data.illustrated import IMAGE
 from luthier.data.template import Template
@@ -106,6 +108,16 @@ class Model:
                 made = do(mine)
             found |= {i: made[at * times : (at + 1) * times] for at, i in enumerate(mine)}
         return [each for i in range(len(names)) for each in found[i]]
+
+    def before_texts(self) -> int:
+        """How many positions virtual tokens and prefixes of the adapters now at work take before a text, at most."""
+        if self.attached is None:
+            return 0
+        switch = self.anatomy.switch
+        names = switch.every(switch.chosen()[0])
+        parts = [[around.adapters[name] for name in names if name in around.adapters] for _, around in self.anatomy.arounds()]
+        rows = sum(part.count() for here in parts for part in here if isinstance(part, Rows) and part.stack)
+        return rows + max((sum(part.by for part in here if isinstance(part, Shift)) for here in parts), default=0)
 
     def _tuned(self) -> Any:
         if self.attached is None:
