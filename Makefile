@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt Makefile
 	touch $@
 
 demo: $(READY)
-	OMP_NUM_THREADS=$$(nproc 2>/dev/null || echo 2) $(PYTHON) examples/demo.py
+	OMP_NUM_THREADS=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2) $(PYTHON) examples/demo.py
 
 test: $(READY)
 	$(PYTHON) -m pytest -n 2 -m "not slow"
@@ -38,7 +38,7 @@ check: $(READY)
 	$(PYTHON) -m pyright --pythonpath $(PYTHON)
 
 bench: $(READY)
-	OMP_NUM_THREADS=$$(nproc 2>/dev/null || echo 2) $(PYTHON) -m benchmarks
+	OMP_NUM_THREADS=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2) $(PYTHON) -m benchmarks
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
