@@ -99,11 +99,13 @@ def read_fields(node: ast.ClassDef, lines: list[str]) -> Iterator[Field]:
             continue
         following = node.body[i + 1] if i + 1 < len(node.body) else None
         default, required = read_default(item.value)
-        yield Field(item.target.id, ast.unparse(item.annotation), default, required, comment(item, lines) or text(following))
+        kind = item.annotation.id if isinstance(item.annotation, ast.Name) else ast.unparse(item.annotation)  # a name is most of them
+        yield Field(item.target.id, kind, default, required, comment(item, lines) or text(following))
 
 
 def is_class_variable(item: ast.AnnAssign) -> bool:
-    return "ClassVar" in ast.unparse(item.annotation).split("[")[0].split(".")
+    outer = item.annotation.value if isinstance(item.annotation, ast.Subscript) else item.annotation
+    return "ClassVar" in (getattr(outer, "id", ""), getattr(outer, "attr", ""))
 
 
 def read_default(value: ast.expr | None) -> tuple[Any, bool]:

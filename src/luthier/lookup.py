@@ -80,7 +80,7 @@ def shelf_of(shelf: str, name: str) -> str:
     """The shelf where `name` stands: `shelf`, or for objectives one of the three that share their names."""
     shelves = OBJECTIVES if shelf == "objectives" else (shelf,)
     for there in shelves:
-        if name in names(there):
+        if name.isidentifier() and not name.startswith("_") and any((folder / f"{name}.py").is_file() for folder in folders(there)):
             return there
     known = [known for there in shelves for known in names(there)]
     raise ValueError(f"no {ONE.get(shelf, shelf)} called {name!r}{suggest(name, known)}")
