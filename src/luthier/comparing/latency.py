@@ -34,7 +34,8 @@ def measure(model: Model) -> dict[str, float | None]:
     if model.attached is not None and model.attached.net is not None:  # states from a cache: no forward pass of its own
         return {"base": None, "unmerged": None, "merged": None}
     nets = {"unmerged": copied(model).net, "base": bare(model)} | folded(model)
-    room = model.anatomy.positions - model.before_texts() - 1 if model.anatomy.positions else BEFORE
+    with model.running()[0]:
+        room = model.anatomy.positions - model.before_texts() - 1 if model.anatomy.positions else BEFORE
     with torch.no_grad():
         found = by_turns({name: step(net, max(1, room)) for name, net in nets.items() if net is not None})
     if nets["base"] is None:  # all of it was trained, nothing added
