@@ -19,6 +19,7 @@ from luthier.models.llama import Llama
 from luthier.tuning._tune import tune
 from tiny import tiny_chat
 
+compiled = pytest.mark.skipif(native.library() is None, reason="no C++ compiler here, or LUTHIER_NATIVE=0: torch's operators do the work")
 SIZES = {"vocab": 60, "width": 32, "layers": 3, "heads": 4}
 NETS: dict[str, Any] = {
     "rotary, biases, heads in groups": Llama(**SIZES, kv_heads=2, hidden=50, kind="qwen2", qkv_bias=True),
@@ -65,7 +66,7 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, floor: float) -> None:
     assert (ours.double() - theirs.double()).abs().max() <= floor * theirs.double().abs().max()
 
 
-@pytest.mark.skipif(native.library() is None, reason="no C++ compiler here, or LUTHIER_NATIVE=0: torch's operators do the work")
+@compiled
 @pytest.mark.parametrize("dtype, floor", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize("rows", [1, 2, 5, 11])
 @pytest.mark.parametrize("name", NETS)
@@ -89,7 +90,7 @@ def test_the_compiled_step_gives_the_scores_of_the_plain_path_in_float64(name: s
         close(decoder(ids[:, t], caches[0]), wide.logits(hidden)[:, 0], floor)
 
 
-@pytest.mark.skipif(native.library() is None, reason="no C++ compiler here, or LUTHIER_NATIVE=0: torch's operators do the work")
+@compiled
 @torch.no_grad()
 def test_the_compiled_step_holds_weights_in_8_bits_and_low_rank_terms_and_does_not_depend_on_the_number_of_threads():
     torch.manual_seed(0)

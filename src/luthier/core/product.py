@@ -1,5 +1,7 @@
 """Products of a few rows with one weight, as a decoding step makes them: which kernel reads the weight fastest on a CPU.
 
+For what core/step.py does not run: another machine or dtype, no compiler.
+
 Measured on SmolLM2's shapes (AVX-512, AMX; time of all products of a step against F.linear, one thread):
 - bfloat16: oneDNN's W x^T takes 0.7 of x W^T. With one column it falls to a slow matrix-vector kernel, so one row is doubled: 0.65.
 - float32, one row: a wide weight (outputs > inputs) stored transposed takes 0.7, at the price of a copy.

@@ -60,23 +60,24 @@ class Step:
     """Holds the description of a model for a number of rows, and what it points to."""
 
     def __init__(self, layers: "Sequence[Layer]", norm: nn.Module, head: "Joined", rows: int, int8: bool):
-        self.layers, self.rows, self.int8, self.dtype = layers, rows, int8, head.weight_OI.dtype
+        self.rows, self.int8, self.dtype = rows, int8, head.weight_OI.dtype
         self.held: list[Any] = []  # what the structures point to lives as long as they do
         described: dict[int, _Layer] = {}  # a block that stands in several places is one
         for layer in layers:
             if id(layer) not in described:
                 described[id(layer)] = self._layer(layer)
         self.all = (_Layer * len(layers))(*(described[id(layer)] for layer in layers))
-        self.logits = torch.empty(rows, len(head.weight_OI))
+        self.vocab = len(head.weight_OI)
+        # One layer's keys of no tokens, as the cache asks for them.
+        self.keys = [head.weight_OI.new_empty(rows, each.groups, 0, each.width) for each in self.all]
         self.step = _Step(ctypes.addressof(self.all), len(layers), self._norm(norm), self._product(head), rows=rows)
 
     def __call__(self, x_ND: Tensor, turn: tuple[Tensor, Tensor] | None, bias: Tensor | None, cache: Cache) -> Tensor:
         """Scores (N, V), float32. turn: cos and sin (1 or N, 1, K / 2); bias: what is added to attention's scores, (1 or N, 1 or H, S)."""
-        count, step, layers = len(self.layers), self.step, self.layers
-        shapes = [x_ND.new_empty(self.rows, layer.kv_heads, 0, each.width) for layer, each in zip(layers, self.all, strict=True)]
-        kept = [cache.room(i, shape, cache.length - 1) for i, shape in enumerate(shapes)]
+        count, step = len(self.keys), self.step
+        kept = [cache.room(i, keys, cache.length - 1) for i, keys in enumerate(self.keys)]
         stored, capacity = (P * count)(*(kv.data_ptr() for kv in kept)), (I * count)(*(kv.shape[3] for kv in kept))
-        x, logits = x_ND.float().contiguous(), torch.empty_like(self.logits)
+        x, logits = x_ND.float().contiguous(), torch.empty(self.rows, self.vocab)
         step.x, step.logits, step.stored, step.capacity = (
             x.data_ptr(),
             logits.data_ptr(),
