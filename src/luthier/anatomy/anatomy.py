@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from luthier.anatomy.around import Around
+from luthier.anatomy.around import Adapter, Around
 from luthier.anatomy.layout import has, parts_of, path_of, rows_of
 from luthier.anatomy.site import Site, bare, resolve, walk
 from luthier.anatomy.switch import Switch
@@ -158,6 +158,11 @@ class Anatomy:
     def arounds(self) -> list[tuple[str, Around]]:
         """(path, Around) of every place with an adapter."""
         return [(path, around) for path, _ in self.modules() if isinstance(around := resolve(self._root(path), path), Around)]
+
+    def at_work(self) -> list[list[Adapter]]:
+        """The adapters of the active set, those of one place together, in order. ValueError where they are in parallel."""
+        names = self.switch.every(self.switch.chosen()[0])
+        return [[around.adapters[name] for name in names if name in around.adapters] for _, around in self.arounds()]  # type: ignore[misc]
 
     def _root(self, path: str) -> nn.Module:
         return self.net if self.root is not self.net and f"{path}.".startswith("heads.") else self.root

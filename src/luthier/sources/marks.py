@@ -93,10 +93,8 @@ def check_prompts(model: Model) -> None:
 
 def _with_template(model: Model) -> list[Rows] | list[None]:
     """Those at work that have one."""
-    switch = model.anatomy.switch
-    names = switch.every(switch.chosen()[0])
-    parts = [around.adapters[name] for _, around in model.anatomy.arounds() for name in names if name in around.adapters]
-    return [part for part in parts if isinstance(part, Rows) and part.template] or [None]
+    found = [part for here in model.anatomy.at_work() for part in here if isinstance(part, Rows) and part.template]
+    return found or [None]
 
 
 def mark(tokenizer: Tokenizer) -> int:

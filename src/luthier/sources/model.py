@@ -113,9 +113,7 @@ class Model:
         """How many positions virtual tokens and prefixes of the adapters now at work take before a text, at most."""
         if self.attached is None:
             return 0
-        switch = self.anatomy.switch
-        names = switch.every(switch.chosen()[0])
-        parts = [[around.adapters[name] for name in names if name in around.adapters] for _, around in self.anatomy.arounds()]
+        parts = self.anatomy.at_work()
         rows = sum(part.count() for here in parts for part in here if isinstance(part, Rows) and part.stack)
         return rows + max((sum(part.by for part in here if isinstance(part, Shift)) for here in parts), default=0)
 
