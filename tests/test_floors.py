@@ -15,7 +15,7 @@ ROOT = Path(str(luthier.__file__)).parent
 FLOORS = [
     {"declaration"}, {"lookup"}, {"schema"}, {"config"}, {"core"}, {"models", "anatomy"}, {"data"}, {"sources"},
     {"objectives", "tuning", "parallel"}, {"prompting", "alignment"}, {"evaluation"}, {"training", "planning"},
-    {"doctor", "report_page", "drawing"}, {"report"}, {"run"}, {"api"}, {"comparing", "serving"}, {"__init__"}, {"cli"}, {"__main__"},
+    {"run_file"}, {"doctor", "report_page", "drawing"}, {"report"}, {"run"}, {"api"}, {"comparing", "serving"}, {"__init__"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 FILES = sorted(ROOT.rglob("*.py"))

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from luthier.api import Model, generate, load, train, tune
     from luthier.comparing.grid import Grid
     from luthier.comparing.runner import compare
-    from luthier.run import Run
+    from luthier.run_file import Run
 
 __all__ = ["Grid", "Model", "Run", "compare", "generate", "load", "train", "tune"]
-HOMES = {"compare": "luthier.comparing.runner", "Grid": "luthier.comparing.grid", "Run": "luthier.run"}  # the others: luthier.api
+HOMES = {"compare": "luthier.comparing.runner", "Grid": "luthier.comparing.grid", "Run": "luthier.run_file"}  # the others: luthier.api
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,8 @@ from luthier.sources.model import Model
 from luthier.tuning import _load
 
 if TYPE_CHECKING:
-    from luthier.run import Result, Run
+    from luthier.run import Result
+    from luthier.run_file import Run
     from luthier.tuning._attached import Attached
 
 __all__ = ["Model", "generate", "load", "train", "tune"]
@@ -61,7 +62,7 @@ def train(run: "Run | str | Path") -> "Result":
 
     ValueError or OSError for what is wrong with the input, luthier.config.RunFailed when the run itself fails.
     """
-    from luthier.run import Run
     from luthier.run import run as run_it
+    from luthier.run_file import Run
 
     return run_it(run if isinstance(run, Run) else Run.from_yaml(run))

@@ -21,7 +21,7 @@ def doctor(
 
     Trains and writes nothing.
     """
-    from luthier.run import Run
+    from luthier.run_file import Run
 
     config = Run.from_yaml(run, overrides or ())
     from luthier.doctor import check

@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from luthier.evaluation._questions import Question
     from luthier.objectives._objective import Objective
-    from luthier.run import Run
+    from luthier.run_file import Run
     from luthier.sources.model import Model
 
 Side = tuple["Model", "Objective | None"]  # a run's model comes with its objective
@@ -69,7 +69,7 @@ def evaluate(
 
 def open_subject(subject: str, adapter: Path | None, device: str) -> "tuple[Run | None, dict[str, Load]]":
     """The run, if it is one, and how to load each side."""
-    from luthier.run import Run
+    from luthier.run_file import Run
 
     path = Path(subject).expanduser()
     file = path / "config.yaml" if path.is_dir() and not (path / "config.json").exists() else path
@@ -125,7 +125,7 @@ class Task:
         from rich.console import Console
 
         from luthier.evaluation._measure import measure
-        from luthier.run import make
+        from luthier.run_file import make
 
         objective = objective or fitting(self.rows[0], model)
         rows = self.rows if model.attached is not None else [{**row, "adapter": ""} for row in self.rows]  # before, there were none
@@ -157,7 +157,7 @@ def open_task(run: "Run | None", data: Path | None, most: int) -> Task:
 
 def fitting(row: dict, model: "Model") -> "Objective":
     """What a model without a run can be measured by: conversations or plain text."""
-    from luthier.run import make
+    from luthier.run_file import make
 
     kind = "chat" if "messages" in row else "text" in row and ("causal" if model.net.causal else "masked")
     if not kind or "label" in row or "score" in row:
@@ -179,7 +179,7 @@ def writer(model: "Model", max_tokens: int, temperature: float) -> Write:
 
 def scored(asked: "Sequence[Question]", answers: Sequence[str], measures: str) -> dict[str, float]:
     """The measures of texts, on the questions whose right answer is known."""
-    from luthier.run import make
+    from luthier.run_file import make
 
     known = [(answer, question.reference) for answer, question in zip(answers, asked, strict=True) if question.reference]
     wanted = [measure for name in names(measures) if (measure := make("evaluation", name)).of in ("texts", "spans")]

@@ -20,8 +20,8 @@ def train(
     Ctrl-C finishes the step and writes a checkpoint; --resume auto goes on from the newest one and ends with the same weights as a run
     that was never stopped.
     """
-    from luthier.run import Run
     from luthier.run import run as start
+    from luthier.run_file import Run
 
     config = Run.from_yaml(run, overrides or ())
     from luthier.training.stop import Interrupted

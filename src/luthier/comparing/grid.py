@@ -23,7 +23,7 @@ from luthier.schema import Address
 from luthier.tuning._composition import NODES
 
 if TYPE_CHECKING:
-    from luthier.run import Run
+    from luthier.run_file import Run
 
 SHARE = 0.1  # of the training rows, for a search
 
@@ -187,7 +187,7 @@ def changed(document: Document, values: Mapping[str, Any], place: str) -> Docume
 
 def built(document: Document, values: Mapping[str, Any]) -> "Run":
     """The run of a document with these keys set."""
-    from luthier.run import Run
+    from luthier.run_file import Run
 
     document = changed(document, values, "")
     return yaml.build(Run, document.values, document.where)

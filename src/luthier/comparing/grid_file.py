@@ -15,7 +15,7 @@ from luthier.declaration import read
 from luthier.lookup import suggest
 from luthier.schema import Address, Mistake, mistakes, show, spell
 
-GRID, RUN = Path(__file__).with_name("grid.py"), Path(__file__).parents[1] / "run.py"
+GRID, RUN = Path(__file__).with_name("grid.py"), Path(__file__).parents[1] / "run_file.py"
 OWN = ("seed", "output", "tuning")  # what a grid itself sets in a run
 SECTIONS = ("set", "vary", "search")  # whose keys are a run's
 

@@ -17,7 +17,8 @@ from luthier.comparing.shared import over
 from luthier.core.reader import Reader, Sampling
 from luthier.core.transformer import Net
 from luthier.report import read_json
-from luthier.run import Run, prepare
+from luthier.run import prepare
+from luthier.run_file import Run
 from luthier.sources.model import Model
 from luthier.training import folder as folders
 

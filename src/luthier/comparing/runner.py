@@ -27,7 +27,7 @@ from luthier.comparing.summary import compare as compared
 from luthier.comparing.turns import Ended, Job, Line, Stepped, Turns
 from luthier.config import RunFailed
 from luthier.report import read_json
-from luthier.run import Run, make
+from luthier.run_file import Run, make
 from luthier.training import folder as folders
 from luthier.training.stop import Interrupted, Stop, watched
 

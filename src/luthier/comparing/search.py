@@ -14,7 +14,7 @@ from typing import Any
 
 from luthier.comparing.grid import SHARE, Cell, Grid, applies, built, searched
 from luthier.report import FALLS, read_json
-from luthier.run import Run
+from luthier.run_file import Run
 from luthier.training.folder import RESULT
 
 Point = dict[str, Any]

@@ -20,7 +20,8 @@ from luthier.comparing.lower import Known, Lower, lowest
 from luthier.core.transformer import Net
 from luthier.data.stream import Stream, open_stream
 from luthier.objectives._batch import AT_ONCE, Example
-from luthier.run import Ready, Run, base, make, prepare, section
+from luthier.run import Ready, base, prepare
+from luthier.run_file import Run, make, section
 from luthier.sources.model import Model
 from luthier.training import random
 from luthier.training.precision import settle

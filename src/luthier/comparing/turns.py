@@ -15,7 +15,8 @@ from luthier.comparing.memory import Gauge
 from luthier.comparing.shared import Shared, available
 from luthier.config import RunFailed
 from luthier.report import read_json
-from luthier.run import Ready, Result, Run, steps
+from luthier.run import Ready, Result, steps
+from luthier.run_file import Run
 from luthier.training import folder as folders
 from luthier.training import random
 from luthier.training.stop import Interrupted, Stop
