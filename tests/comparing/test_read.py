@@ -163,3 +163,10 @@ def test_lines_of_predictions_keep_their_order(tmp_path: Path):
     folder = write_run(tmp_path / "a", predictions=predicted(0, 0.5, 12, "a"))
     write_lines(folder / "predictions.jsonl", predicted(0, 0.5, 12, "a"))
     assert [line["row"] for line in read([folder]).cells[0].predictions()] == list(range(12))
+
+
+@pytest.mark.parametrize("paths, names", [(("d/seen.jsonl", "d/unseen.jsonl"), ("seen", "unseen")), (("a/x.jsonl", "b/x.jsonl"),) * 2])
+def test_a_path_on_an_axis_is_named_by_its_stem_where_that_tells_it_apart(tmp_path: Path, paths: tuple, names: tuple):
+    methods = {f"lora{i}": {"point": {"data.held_out": path}} for i, path in enumerate(paths)}
+    found = read([write_grid(tmp_path / "g", methods, seeds=(0,))])
+    assert [cell.name for cell in found.cells] == [f"lora{i} held_out={name}" for i, name in enumerate(names)]

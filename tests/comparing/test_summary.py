@@ -159,6 +159,22 @@ def test_runs_of_two_tasks_say_so_and_keep_their_costs(tmp_path: Path):
     assert all(each.against is None and each.trained == 1000 for each in found.methods)
 
 
+def test_on_each_task_the_others_are_tested_against_its_first(tmp_path: Path):
+    made = {("lora", "seen"): 0.6, ("ia3", "seen"): 0.9, ("lora", "unseen"): 0.9, ("ia3", "unseen"): 0.5}
+    folders = []
+    for (tuning, rows), accuracy in made.items():
+        data = {"data": {"path": "train.jsonl", "held_out": f"{rows}.jsonl"}}
+        folders.append(write_run(tmp_path / f"{tuning}-{rows}", accuracy=accuracy, tuning=tuning, settings=data))
+    found = compared(*folders)
+    assert [each.name for each in found.methods] == ["ia3-seen", "lora-seen", "lora-unseen", "ia3-unseen"]
+    assert (found.first, found.firsts) == ("", ("lora-seen", "lora-unseen"))
+    assert {each.name: each.versus for each in found.methods if each.against} == {"ia3-seen": "lora-seen", "ia3-unseen": "lora-unseen"}
+    for rows, sign in (("seen", 1), ("unseen", -1)):
+        difference = named(found, f"ia3-{rows}").figures["accuracy"].mean - named(found, f"lora-{rows}").figures["accuracy"].mean
+        assert named(found, f"ia3-{rows}").against.difference == pytest.approx(difference)
+        assert sign * difference > 0
+
+
 def test_nothing_in_common_is_said_and_the_costs_stand(tmp_path: Path):
     found = compared(write_run(tmp_path / "a"), write_run(tmp_path / "b", predictions=[], tuning="full"))
     assert found.metric is None

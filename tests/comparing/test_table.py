@@ -122,3 +122,13 @@ def test_bytes_in_words(value: float | None, text: str):
 )
 def test_times_in_words(value: float, text: str):
     assert table.time_text(value) == text
+
+
+@pytest.mark.parametrize("text", ["adapter held_out=webnlg-unseen", "前缀微调与适配器的比较 rank=8", "a" * 40])
+def test_a_long_name_loses_its_middle_and_keeps_both_ends(text: str):
+    for width in range(8, table.size(text)):
+        short = table.cut(text, width)
+        head, _, tail = short.partition("…")
+        assert width - 2 <= table.size(short) <= width
+        assert head and tail and text.startswith(head) and text.endswith(tail)
+    assert table.cut(text, table.size(text)) == text

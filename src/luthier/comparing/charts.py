@@ -72,10 +72,10 @@ def looks(methods: Sequence[Method], first: str) -> dict[str, Look]:
 
 
 def scatter(found: Comparison, cost: Callable[[Method], float | None], words: Callable[[float], str], log: bool) -> dict[str, Any] | None:
-    """Points with their error bars, the Pareto front and labels; None where fewer than two methods have both figures."""
+    """Points with their error bars, the Pareto front and labels; None where fewer than two methods have both figures, or tasks differ."""
     metric = found.metric or ""
     known = [each for each in found.methods if metric in each.figures and cost(each) is not None]
-    if len(known) < 2:
+    if len(known) < 2 or not found.first:
         return None
     prices = {each.name: float(cost(each) or 0) for each in known}
     spreads = {each.name: each.figures[metric] for each in known}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier import config as yaml
+from luthier.comparing.read import label
 from luthier.config import Document
 from luthier.declaration import read
 from luthier.lookup import find, shelf_of
@@ -191,12 +192,6 @@ def built(document: Document, values: Mapping[str, Any]) -> "Run":
 
     document = changed(document, values, "")
     return yaml.build(Run, document.values, document.where)
-
-
-def label(value: Any, among: Sequence[Any]) -> str:
-    """A value as a part of a name: of a path its stem, where that tells it from the others."""
-    short = [Path(str(each)).stem if isinstance(each, str) and "/" in each else str(each) for each in among]
-    return short[list(among).index(value)] if len(set(short)) == len(short) else str(value)
 
 
 def metric_of(grid: Grid, run: "Run") -> str:

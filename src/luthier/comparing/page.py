@@ -98,7 +98,7 @@ def recipe(found: Comparison) -> list[tuple[str, str]]:
 def verdict(found: Comparison) -> tuple[str, str]:
     """The first thing a reader wants to know: the best method's name (of several alike, all of them), and what is to be said of it."""
     ranked = [each for each in found.methods if found.metric in each.figures]
-    if len(ranked) < 2 or not found.metric:
+    if len(ranked) < 2 or not found.metric or not found.first:
         return "", ""
     best, which = ranked[0], f"the {'highest' if found.rises else 'lowest'} {table.words(found.metric)}"
     mean = best.figures[found.metric].mean
@@ -137,14 +137,16 @@ def rows(found: Comparison, keys: Mapping[str, Any]) -> list[dict[str, Any]]:
         cells = []
         for column in kept:
             tested = column.short.startswith("vs ") and each.against is not None
-            sign, mark = judged(each, found) if tested else ("", "best" if i == 0 and column is kept[0] and found.metric else "")
+            sign, mark = (
+                judged(each, found) if tested else ("", "best" if i == 0 and column is kept[0] and found.metric and found.first else "")
+            )
             interval = drawn.get(each.name) if tested else None
             text = column.text(each)
             told, small = text not in (table.NONE, ""), table.share_text(each.share) if column.short == "trained" and each.share else ""
             cells.append(
                 {"label": column.short, "text": text, "told": told, "small": small, "sign": sign, "mark": mark, "interval": interval}
             )
-        made.append({"name": each.name, "key": keys[each.name], "first": each.name == found.first, "cells": cells})
+        made.append({"name": each.name, "key": keys[each.name], "first": each.name in found.firsts, "cells": cells})
     return made
 
 

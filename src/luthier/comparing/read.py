@@ -132,9 +132,13 @@ def read_grid(folder: Path) -> Found:
     listed = grid.get("cells")
     if not isinstance(listed, list) or not all(isinstance(each, dict) and {"method", "folder", "state"} <= each.keys() for each in listed):
         raise ValueError(f'{folder / GRID}: "cells" must be a list of {{"method", "seed", "folder", "state", ...}}')
-    cells, waiting = [], []
+    cells, waiting, axes = [], [], {}
     for each in listed:
-        names = {"method": str(each["method"]), "seed": each.get("seed"), "point": each.get("point") or {}}
+        for key, value in (each.get("point") or {}).items():
+            axes.setdefault(key, []).extend([] if value in axes.get(key, ()) else [value])
+    for each in listed:
+        point = {key: label(value, axes[key]) for key, value in (each.get("point") or {}).items()}
+        names = {"method": str(each["method"]), "seed": each.get("seed"), "point": point}
         found = {"trials": each.get("trials") or (), "chosen": each.get("chosen")}
         path = next(
             (there for there in (folder / each["folder"], folder / "cells" / each["folder"]) if there.is_dir()), folder / each["folder"]
@@ -206,3 +210,9 @@ def brief(section: Any) -> str:
 
 def word(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def label(value: Any, among: Sequence[Any]) -> str:
+    """A value as a part of a name: of a path its stem, where that tells it from the others."""
+    short = [Path(each).stem if isinstance(each, str) and "/" in each else word(each) for each in among]
+    return short[list(among).index(value)] if len(set(short)) == len(short) else word(value)

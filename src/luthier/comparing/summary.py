@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from luthier.comparing.pairs import Scored, against, scored
@@ -24,6 +24,7 @@ class Method:
     tokens_per_s: float | None
     artefact_bytes: int | None
     latency: Mapping[str, float] = field(default_factory=dict)  # seconds a token: base, unmerged, merged
+    versus: str = ""  # the first method that was measured on the same rows; of that one itself ""
     against: Against | None = None
     reason: str = ""  # why there is no `against`
 
@@ -43,15 +44,20 @@ class Method:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is shown. methods: the best first, by the metric; first: the name of the one that the others are tested against."""
+    """What is shown. methods: task by task, the best first, by the metric; firsts: of each task the one that its others are tested against."""
 
     methods: tuple[Method, ...]
     metric: str | None
-    first: str
+    firsts: tuple[str, ...]
     failed: tuple[Outcome, ...] = ()
     waiting: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     budget: Any = None
+
+    @property
+    def first(self) -> str:
+        """The one that all others are tested against; "" where there are several."""
+        return self.firsts[0] if len(self.firsts) == 1 else ""
 
     @property
     def rises(self) -> bool:
@@ -69,20 +75,26 @@ def compare(found: Found, metric: str | None = None) -> Comparison:
         groups.setdefault(cell.name, []).append(cell)
     done = [cell for cell in found.cells if cell.error is None]
     metric, notes = choose(done, metric or found.metric, asked=metric is not None)
-    first = next(iter(groups), "")
-    comparable = len(tasks(done)) < 2
-    rows = {id(cell): scored(cell, metric) if metric and comparable else "the tasks differ" for cell in done} if len(groups) > 1 else {}
+    rows = {id(cell): scored(cell, metric) for cell in done} if metric and len(groups) > 1 else {}
     methods = [method(name, [cell for cell in cells if cell.error is None]) for name, cells in groups.items()]
-    methods = [tested(each, methods[0], rows) for each in methods if each.cells]
-    reasons = dict.fromkeys(each.reason for each in methods if each.reason)
-    notes += [f"No test against {first}: {reason}." for reason in reasons]
-    if not comparable:
+    several = len(tasks(done)) > 1
+    task = {each.name: frozenset(tasks(each.cells) if several else ()) for each in methods}
+    firsts: dict[frozenset[tuple[str, str]], Method] = {}
+    for each in methods:
+        if each.cells or not several:  # of a single task also a first one that has failed
+            firsts.setdefault(task[each.name], each)
+    methods = [tested(each, firsts[task[each.name]], rows) for each in methods if each.cells]
+    reasons = dict.fromkeys((each.versus, each.reason) for each in methods if each.reason)
+    notes += [f"No test against {first}: {reason}." for first, reason in reasons]
+    if several:
         notes.insert(0, differ(done))
     if metric:
         sign = 1 if metric in FALLS else -1
         methods.sort(key=lambda each: sign * each.figures[metric].mean if metric in each.figures else math.inf)
+    methods.sort(key=lambda each: list(firsts).index(task[each.name]))
     failed = tuple(cell for cell in found.cells if cell.error is not None)
-    return Comparison(tuple(methods), metric, first, failed, found.waiting, tuple(notes), found.budget)
+    names = tuple(each.name for each in firsts.values())
+    return Comparison(tuple(methods), metric, names, failed, found.waiting, tuple(notes), found.budget)
 
 
 def choose(cells: Sequence[Outcome], metric: str | None, asked: bool) -> tuple[str | None, list[str]]:
@@ -126,7 +138,7 @@ def differ(cells: Sequence[Outcome]) -> str:
     """The sentence about runs of several tasks."""
     objectives = sorted({brief(cell.settings.get("objective")) for cell in cells if cell.settings})
     what = f"different objectives ({', '.join(objectives)})" if len(objectives) > 1 else "different held-out data"
-    return f"These runs have {what}: their figures do not measure the same thing; sizes, memory and speed can be compared."
+    return f"These runs have {what}: only figures of the same task measure the same thing; sizes, memory and speed can be compared."
 
 
 def method(name: str, cells: Sequence[Outcome]) -> Method:
@@ -145,14 +157,16 @@ def method(name: str, cells: Sequence[Outcome]) -> Method:
 
 
 def tested(method: Method, first: Method, rows: Mapping[int, Scored | str]) -> Method:
-    if not rows or method.name == first.name:
+    if method.name == first.name:
         return method
+    if not rows:
+        return replace(method, versus=first.name)
     if not first.cells:
         found: Against | str = f"{first.name} has no finished run"
     else:
         found = against([rows[id(cell)] for cell in first.cells], [rows[id(cell)] for cell in method.cells])
-    told = {"reason": found} if isinstance(found, str) else {"against": found}
-    return Method(**{**vars(method), **told})
+    told: dict[str, Any] = {"reason": found} if isinstance(found, str) else {"against": found}
+    return replace(method, versus=first.name, **told)
 
 
 def largest(cells: Sequence[Outcome], of: Callable[[Outcome], Any]) -> float | None:

@@ -37,8 +37,9 @@ def columns(found: Comparison) -> list[Column]:
     """Those that at least one method fills."""
     made = []
     if found.metric:
-        name, first = found.metric, found.first
-        over = f"how far above {first}{'' if found.rises else ' (below zero is better)'}: the 95 % interval of a paired bootstrap over the held-out rows"
+        name, first = found.metric, found.first or "first"
+        whom = found.first or "the first one with the same held-out data"
+        over = f"how far above {whom}{'' if found.rises else ' (below zero is better)'}: the 95 % interval of a paired bootstrap over the held-out rows"
         chance = "two-sided p of that bootstrap, not corrected for the number of methods"
         made.append(
             Column(words(name), f"{words(name)}, mean ± standard error over seeds", lambda m: spread_text(m.figures.get(name)), False)
@@ -141,7 +142,8 @@ def legend(found: Comparison) -> list[str]:
     rows = next((each.against.rows for each in found.methods if each.against), None)
     most = max((len(each.cells) for each in found.methods), default=0)
     parts = [f"± is the standard error over {most} seeds"] if most > 1 and found.metric else []
-    parts += [f"vs {found.first}: [95 %] and p of a paired bootstrap over {rows:,} held-out rows"] if rows else []
+    against = found.first or "first, the first one with the same held-out data"
+    parts += [f"vs {against}: [95 %] and p of a paired bootstrap over {rows:,} held-out rows"] if rows else []
     bases = [each.latency["base"] for each in found.methods if each.added("unmerged") is not None]
     parts += [f"added, merged: what a token takes longer than with the base ({time_text(median(bases)).lstrip('+')})"] if bases else []
     return ["; ".join(parts)] if parts else []
@@ -185,13 +187,14 @@ def padded(text: str, width: int, right: bool = False) -> str:
 
 
 def cut(text: str, width: int) -> str:
-    """Printable, and no wider than this."""
+    """Printable, and no wider than this: from the middle, for names of one grid often differ at their end."""
     text = "".join(c if c.isprintable() else "?" for c in text)
     if size(text) <= width:
         return text
-    while size(text) > width - 1:
-        text = text[:-1]
-    return text + "…"
+    head = tail = ""
+    while size(head) + size(tail) < width - 1:
+        head, tail = (text[: len(head) + 1], tail) if size(head) <= size(tail) else (head, text[len(text) - len(tail) - 1 :])
+    return (head if size(head) + size(tail) < width else head[:-1]) + "…" + tail
 
 
 # Files
@@ -205,6 +208,7 @@ def as_json(found: Comparison) -> str:
             "seeds": [cell.seed for cell in each.cells],
             "folders": [str(cell.folder) for cell in each.cells],
             "figures": {name: asdict(value) for name, value in each.figures.items()},
+            "first": each.versus or each.name,
             "against_first": None if each.against is None else asdict(each.against),
             "why_not": each.reason or None,
             **costs(each),
@@ -214,7 +218,7 @@ def as_json(found: Comparison) -> str:
         for each in found.methods
     ]
     failed = [{"method": cell.name, "seed": cell.seed, "error": cell.error} for cell in found.failed]
-    whole = {"metric": found.metric, "higher_is_better": found.rises, "first": found.first, "methods": methods, "failed": failed}
+    whole = {"metric": found.metric, "higher_is_better": found.rises, "first": found.first or None, "methods": methods, "failed": failed}
     return json.dumps(
         finite({**whole, "waiting": found.waiting, "notes": found.notes, "budget": found.budget}), ensure_ascii=False, indent=1
     )
@@ -271,7 +275,7 @@ def as_csv(found: Comparison) -> str:
 def as_latex(found: Comparison) -> str:
     r"""A tabular for \usepackage{booktabs}; the best figure is bold."""
     kept = columns(found)
-    best = found.methods[0].name if found.metric and found.methods and found.metric in found.methods[0].figures else None
+    best = found.methods[0].name if found.metric and found.first and found.methods and found.metric in found.methods[0].figures else None
     body = []
     for each in found.methods:
         texts = [latex(column.text(each)) for column in kept]
