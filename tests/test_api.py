@@ -9,6 +9,7 @@ import torch
 
 import luthier
 from stored import saved, tiny
+from tiny import tiny_chat
 
 
 def test_importing_luthier_imports_nothing():
@@ -55,3 +56,17 @@ def test_run_files_are_read(tmp_path: Path):
     (tmp_path / "run.yaml").write_text("model: x\n")
     with pytest.raises(ValueError, match=r"run.yaml"):
         luthier.Run.from_yaml(tmp_path / "run.yaml", ["training.raet=1"])
+
+
+@pytest.mark.parametrize(
+    "ids, words",
+    [
+        (torch.tensor([1, 2]), r"ids must be \(batch, time\), not \(2,\); of one text: ids\[None\]"),
+        (torch.tensor([[1, 10_000]]), "ids must be 0 to .*, and 10000 is among them"),
+        (torch.tensor([[-1, 2]]), "-1 is among them"),
+        (torch.tensor([[1.0]]), "ids must be whole numbers"),
+    ],
+)
+def test_ids_that_cannot_be_are_told(ids: torch.Tensor, words: str):
+    with pytest.raises(ValueError, match=words):
+        tiny_chat().logits(ids)

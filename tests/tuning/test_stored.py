@@ -1,5 +1,6 @@
 """Files of methods that peft does not have: every tensor of every adapter, by the module it is around, and what trains beside it."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -143,3 +144,19 @@ def test_what_a_method_remembers_goes_with_its_state():
     assert attached.memory["importance"].tolist() == [0, 0, 0]
     with pytest.raises(ValueError, match="missing: importance"):
         attached.load_state({name: value for name, value in state.items() if name != "importance"})
+
+
+def test_a_configuration_that_was_changed_by_hand_is_told_with_all_that_is_wrong(tmp_path: Path):
+    net = build("llama")
+    attach(anatomy(net), made("lora", {"rank": 2})).save(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    config = json.loads(path.read_text())
+    for changes, words in [
+        ({"r": None, "target_modules": 7}, ("r is missing", "target_modules must be a list of names or a pattern, not 7")),
+        ({"lora_alpha": "much", "rank_pattern": []}, ('lora_alpha must be a number, not "much"', "rank_pattern must be a table")),
+        ({"r": True}, ("r must be a whole number, not true",)),
+    ]:
+        path.write_text(json.dumps(config | changes))
+        with pytest.raises(ValueError) as error:
+            read(anatomy(build("llama")), tmp_path)
+        assert all(word in str(error.value) for word in words), error.value

@@ -58,17 +58,34 @@ class Model:
         """(batch, time, vocab) in the model's dtype: scores of the next token (causal models) or of the same one.
 
         ids (batch, time) int64; mask (batch, time) bool, False for padding; decoder_ids (batch, time) for encoder-decoders; inputs:
-        lengths, prompts, types, positions, cache, as Net.hidden takes them. ValueError where the model has no language-model head.
+        lengths, prompts, types, positions, cache, as Net.hidden takes them. ValueError where the model has no language-model head, and for
+        ids of another shape or, on the CPU, beyond the vocabulary.
         """
         return self.net.logits(self.hidden(ids, mask, decoder_ids, **inputs))
 
     def hidden(self, ids: Tensor, mask: Tensor | None = None, decoder_ids: Tensor | None = None, **inputs: Any) -> Tensor:
         """(batch, time, width): the states after the last norm; arguments as for `logits`."""
+        for name, given in (("ids", ids), ("decoder_ids", decoder_ids)):
+            if given is not None:
+                self._check(name, given)
         if decoder_ids is not None:
             inputs["decoder_ids"] = decoder_ids
             if not self.encoder_decoder:
                 raise ValueError(f"decoder_ids are for encoder-decoder models, and {self.source or 'this model'} is none; leave them out")
         return self.net.hidden(ids, mask, **inputs)
+
+    def _check(self, name: str, ids: Tensor) -> None:
+        if ids.ndim < 2:
+            raise ValueError(f"{name} must be (batch, time), not {tuple(ids.shape)}; of one text: {name}[None]")
+        if ids.ndim > 2 or ids.device.type != "cpu" or not ids.numel():
+            return  # pictures and characters; elsewhere looking would make the device wait
+        if ids.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"{name} must be whole numbers (int64), not {ids.dtype}; Model.tokenizer makes them")
+        low, high = (int(end) for end in ids.aminmax())
+        if low < 0 or high >= self.net.vocab:
+            raise ValueError(
+                f"{name} must be 0 to {self.net.vocab - 1}, and {low if low < 0 else high} is among them; is the tokenizer another model's?"
+            )
 
     def save(self, directory: str | Path) -> None:
         """The whole model in Hugging Face's form, adapters folded in: config.json, safetensors, tokenizer, chat template.

@@ -26,6 +26,41 @@ LIBRARY_HEADS = {
     "tagging": ("tag", {"layers": 1}),
     "question_answering": ("spans", {"layers": 1, "num_labels": 2}),
 }
+NUMBER, NAMES, TABLE_OF = (int, float), (str, list), dict
+# Of peft's settings what they must be, and for which of its types they must be there.
+SETTINGS: dict[str, tuple[type | tuple[type, ...], str, tuple[str, ...]]] = {
+    "r": (int, "a whole number", ("LORA",)),
+    "init_r": (int, "a whole number", ("ADALORA",)),
+    "target_r": (int, "a whole number", ("ADALORA",)),
+    "lora_alpha": (NUMBER, "a number", ("LORA", "ADALORA")),
+    "lora_dropout": (NUMBER, "a number", ()),
+    "target_modules": (NAMES, "a list of names or a pattern", ()),
+    "exclude_modules": (NAMES, "a list of names or a pattern", ()),
+    "modules_to_save": (list, "a list of names", ()),
+    "layers_to_transform": ((int, list), "a list of layers", ()),
+    "rank_pattern": (TABLE_OF, "a table", ()),
+    "alpha_pattern": (TABLE_OF, "a table", ()),
+    "num_virtual_tokens": (int, "a whole number", ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING")),
+    "num_layers": (int, "a whole number", ("PREFIX_TUNING",)),
+    "luthier": (dict, "the settings of a method", ()),
+}
+
+
+def checked(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """An adapter_config.json as it is. ValueError with everything that is missing or of another kind."""
+    wrong = [
+        f"{key} is missing" for key, (_, _, needed) in SETTINGS.items() if config.get("peft_type") in needed and config.get(key) is None
+    ]
+    wrong += [
+        f"{key} must be {words}, not {json.dumps(config[key])}"
+        for key, (kinds, words, _) in SETTINGS.items()
+        if config.get(key) is not None and (not isinstance(config[key], kinds) or isinstance(config[key], bool))
+    ]
+    if "luthier" in config and config["luthier"] is None:
+        wrong.append("luthier must be the settings of a method, not null")
+    if wrong:
+        raise ValueError(f"{path}: {'; '.join(wrong)}. Save the adapter anew, or take its {CONFIG} from where it was made")
+    return config
 
 
 class Folder:
@@ -36,7 +71,7 @@ class Folder:
         fusion = (path / LIBRARY_FUSION).is_file() and not (path / CONFIG).is_file()
         if not fusion and not (path / CONFIG).is_file():
             raise FileNotFoundError(f"{path}: no {CONFIG}; an adapter is a folder with {CONFIG} and {WEIGHTS}")
-        self.config = read_json(path / (LIBRARY_FUSION if fusion else CONFIG))
+        self.config = checked(read_json(path / (LIBRARY_FUSION if fusion else CONFIG)), path / CONFIG)
         self.library = "peft_type" not in self.config and isinstance(self.config.get("config"), dict)
         weights = [FUSION_WEIGHTS if fusion else LIBRARY_WEIGHTS if self.library else WEIGHTS]
         self.head = read_json(path / LIBRARY_HEAD) if self.library and (path / LIBRARY_HEAD).is_file() else {}
