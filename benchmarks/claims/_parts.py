@@ -80,9 +80,11 @@ def remembered(path: Path, make: Callable[[], Any]) -> Any:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard error over seeds, in percent."""
+    """Mean and standard error over seeds, in percent; of a single one itself."""
     mean = sum(values) / len(values)
-    error = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)) if len(values) > 1 else math.nan
+    if len(values) < 2:
+        return f"{100 * mean:.1f}"
+    error = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
     return f"{100 * mean:.1f} ± {100 * error:.1f}"
 
 

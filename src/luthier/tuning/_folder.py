@@ -40,7 +40,7 @@ SETTINGS: dict[str, tuple[type | tuple[type, ...], str, tuple[str, ...]]] = {
     "layers_to_transform": ((int, list), "a list of layers", ()),
     "rank_pattern": (TABLE_OF, "a table", ()),
     "alpha_pattern": (TABLE_OF, "a table", ()),
-    "num_virtual_tokens": (int, "a whole number", ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING")),
+    "num_virtual_tokens": (int, "a whole number", ("PREFIX_TUNING", "PROMPT_TUNING")),
     "num_layers": (int, "a whole number", ("PREFIX_TUNING",)),
     "luthier": (dict, "the settings of a method", ()),
 }

@@ -58,8 +58,8 @@ class ReadPrompt(Peft):
         tables, places = self.tables_and_places()
         noted = self.noted
         if not noted:
-            tables = {stacks_of(self.anatomy, ())[0]: tables[""][: self.config["num_virtual_tokens"]]}
-            noted = {"length": self.config["num_virtual_tokens"]}
+            length = self.config.get("num_virtual_tokens") or len(tables[""])
+            tables, noted = {stacks_of(self.anatomy, ())[0]: tables[""][:length]}, {"length": length}
         elif "" in tables and not _in_text(self._method(noted)):
             tables = {next(iter(self.anatomy.stacks)): tables[""]}
         method, first = self._method(noted), free(self.anatomy)
