@@ -205,7 +205,7 @@ def test_a_resume_with_other_settings_names_each_that_differs(tmp_path: Path) ->
         run(changed, resume="auto")
 
 
-@pytest.mark.parametrize("name", ["cuda:77", "toaster"])
+@pytest.mark.parametrize("name", ["cuda:77", "toaster", "meta"])
 def test_a_device_that_is_not_here_is_refused_and_nothing_written(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"device={name} is not here .*; take cpu or auto"):
         run(Run.from_yaml(write_run(tmp_path, device=name)))

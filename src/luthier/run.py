@@ -277,8 +277,8 @@ def device(name: str) -> str:
 
     found = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(1, device=found).tolist()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # the last: meta, which holds no values
         raise ValueError(f"device={name} is not here ({str(error).partition(chr(10))[0]}); take cpu or auto") from None
     return found
 

@@ -200,6 +200,6 @@ def test_what_cannot_be_mixed_is_refused_in_words():
     told = "a split gives its members parts of one text, so it does not go with rows"
     with pytest.raises(ValueError, match=told), anatomy(llama).using("default", rows=torch.tensor([[0], [-1], [0]])):
         said(llama, IDS)
-    with pytest.raises(ValueError, match="the model has adapters"):
+    with pytest.raises(ValueError, match="full takes the whole model, and adapters are on it"):
         attach(body, made("full", {}), "four")
     torch.testing.assert_close(said(net, IDS), want, rtol=0, atol=0)

@@ -15,7 +15,9 @@ class Full:
 
     def attach(self, anatomy: Anatomy, name: str = "default") -> Attached:
         if anatomy.adapters:
-            raise ValueError(f"the model has adapters ({', '.join(anatomy.adapters)}): merge them first, or tune in another way")
+            raise ValueError(
+                f"full takes the whole model, and adapters are on it ({', '.join(anatomy.adapters)}): let it stand alone, or merge them first"
+            )
         if any(isinstance(module, FrozenLinear) for _, module in anatomy.modules()):
             raise ValueError("the model's projections are quantised and cannot train: load the model afresh, or tune with lora")
         parameters = dict(anatomy.net.named_parameters())
