@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from luthier.evaluation._measure import Answer, asked_for, evaluating, write_answers
+from luthier.evaluation._measure import Answer, go_over, write_answers
 from luthier.objectives._batch import Batch, Example, collate, once
 from luthier.objectives._objective import Objective
 from luthier.sources.model import Model
@@ -54,11 +54,7 @@ def predictions(
 ) -> list[dict[str, Any]]:
     """The entries of rows, where no measurement that has just been made has them. answer: how the model writes answers."""
     entries = Entries()
-    with evaluating(model):
-        for batch in once(objective, rows, model, length, micro_tokens):
-            here = batch.to(model.device)
-            with asked_for(model, batch):
-                entries.take(model, objective, objective.forward(model.net, here), here)
+    go_over(model, objective, once(objective, rows, model, length, micro_tokens), predicting=False, entries=entries)
     if answer is not None:
         entries.wrote(*write_answers(model, rows, answer))
     return entries.rows
