@@ -49,6 +49,33 @@ def test_a_pair_becomes_one_text():
     assert batch.ids[0].tolist() == [*ids_of(model, "was"), a, *ids_of(model, " so is"), b, 257]
 
 
+@pytest.mark.parametrize("length", [8, 11, 20])
+def test_of_a_text_that_is_too_long_its_end_is_cut_and_never_the_template(length: int):
+    model, (a, b, c) = tuned()
+    text = "the lute is tuned before it is played 琵琶弹之前要先调音"
+    (batch,) = once(Classify(labels=("0", "1")), [{"text": text, "label": 1}], model, length)
+    ids = batch.ids[0].tolist()
+    assert ids[:2] == [a, b] and ids[-3:] == [c, *ids_of(model, "?"), 257]
+    kept = ids[2:-3]
+    assert kept == ids_of(model, text)[: len(kept)]
+    assert length - 2 <= len(ids) <= length  # a space before the cut goes with what is cut
+
+
+def test_of_two_columns_the_longer_one_is_cut():
+    model, (a, b) = tuned("{pair}<p> so {text}<p>")
+    (batch,) = once(Classify(labels=("0", "1")), [{"text": "is", "pair": "was " * 20, "label": 1}], model, 16)
+    ids = batch.ids[0].tolist()
+    assert (ids.count(a), ids.count(b)) == (1, 1)
+    assert ids[ids.index(a) :] == [a, *ids_of(model, " so is"), b, 257]
+    assert len(ids) <= 16
+
+
+def test_a_template_that_does_not_fit_alone_is_told():
+    model, _ = tuned("<p*9>{text}<p>")
+    with pytest.raises(ValueError, match="a text of 6 tokens has .* of its template's 10 pseudo-tokens: data.length cuts the rest"):
+        list(once(Classify(labels=("0", "1")), [{"text": "a lute", "label": 1}], model, 6))
+
+
 def test_every_choice_has_them():
     model, (a,) = tuned("{question}<p>")
     (batch,) = once(Rank(), [{"question": "q", "choices": ["yes", "no"], "answer": 1}], model, 32)
@@ -158,8 +185,6 @@ def test_rows_that_do_not_fit_are_told():
     model, _ = tuned()
     with pytest.raises(ValueError, match="names text, and this row's columns of text are question"):
         list(once(Rank(), [{"question": "q", "choices": ["yes", "no"], "answer": 1}], model, 32))
-    with pytest.raises(ValueError, match="has 2 of its template's 3 pseudo-tokens"):
-        list(once(Classify(labels=("0", "1")), [{"text": "a lute", "label": 1}], model, 6))
     other, _ = tuned("<p>{choices_text}")
     with pytest.raises(ValueError, match="does not read choices_text"):
         list(once(Rank(), [{"question": "q", "choices": ["yes", "no"], "answer": 1, "choices_text": "x"}], other, 32))

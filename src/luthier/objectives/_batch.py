@@ -235,7 +235,11 @@ def _encoded(
     for sample in samples:
         _check_sight(sample, objective, model)
     each = [templates[sample.row.get("adapter", "")] for sample in samples]
-    samples = [sample if mine is None else replace(sample, row=mine.write(sample.row)) for sample, mine in zip(samples, each, strict=True)]
+    room = length - sum(map(len, model.tokenizer.frame()))
+    samples = [
+        sample if mine is None else replace(sample, row=mine.write(sample.row, model.tokenizer, room))
+        for sample, mine in zip(samples, each, strict=True)
+    ]
     readings = [objective.read(sample, model) for sample in samples]
     _tokenise(readings, model.tokenizer, objective.encodings)
     found = []

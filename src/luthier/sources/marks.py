@@ -30,14 +30,27 @@ class Marks:
     def columns(self) -> tuple[str, ...]:
         return columns_of(self.template)
 
-    def write(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The row with the template, filled in, in the place of the columns it names."""
+    def write(self, row: Mapping[str, Any], tokenizer: Tokenizer, room: int) -> dict[str, Any]:
+        """The row with the template, filled in, in the place of the columns it names: `room` tokens at most."""
         wrong = [name for name in self.columns if not isinstance(row.get(name), str)]
         if wrong:
             there = ", ".join(name for name, value in row.items() if isinstance(value, str)) or "none"
             raise ValueError(f"the template of p_tuning names {', '.join(wrong)}, and this row's columns of text are {there}")
         first, *rest = (name for name in row if name in self.columns)
-        return {name: value for name, value in row.items() if name not in rest} | {first: spread(self.template).format_map(row)}
+        return {name: value for name, value in row.items() if name not in rest} | {first: self._fitted(row, tokenizer, room)}
+
+    def _fitted(self, row: Mapping[str, Any], tokenizer: Tokenizer, room: int) -> str:
+        """What is too much is cut from the end of the longest column, never from the template; one that does not fit alone stays whole."""
+        texts = {name: row[name] for name in self.columns}
+        while True:
+            filled = spread(self.template).format_map(texts)
+            excess = len(tokenizer.encode(filled)) - room
+            longest = max(texts, key=lambda name: len(texts[name]))
+            places = tokenizer.inner.encode(texts[longest], add_special_tokens=False).offsets if excess > 0 else []
+            if not 0 < excess < len(places):
+                return filled
+            end = min(places[-excess][0], len(texts[longest]) - 1)  # each turn at least one character
+            texts[longest] = texts[longest][:end].rstrip()
 
     def place(self, ids: list[int], lengths: Sequence[int]) -> None:
         """Virtual ids in the place of the marks, in each document that has the template; `ids` is changed."""
