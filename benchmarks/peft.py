@@ -190,14 +190,16 @@ def ours_of(
     run = {"model": made["model"], "data": data, "objective": "chat", "training": training}
     file = output.with_suffix(".yaml")
     file.write_text(yaml.safe_dump({"output": str(output), "run": run, "methods": methods, "latency": False}))
-    command = [sys.executable, "-m", "luthier.cli.main", "compare", str(file)]
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    code = "import sys; from luthier.cli.main import app; from benchmarks._rounds import peak_bytes; app(standalone_mode=False); print(peak_bytes())"
+    command = [sys.executable, "-c", code, "compare", str(file)]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
+    told = process.stdout.read().split() if process.stdout else []
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = status
     if status:
         raise SystemExit(f"{' '.join(command)} failed; its message is above")
     lines = [json.loads((output / "cells" / f"{method}-seed0" / "metrics.jsonl").read_text().splitlines()[-1]) for method in methods]
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, sum(line["loss"] for line in lines) / len(lines)
+    return usage.ru_utime + usage.ru_stime, int(told[-1]), sum(line["loss"] for line in lines) / len(lines)
 
 
 def peers_of(

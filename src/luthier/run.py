@@ -254,11 +254,11 @@ def hand_over(folder: Path, ready: Ready) -> Path:
 
 
 def summary(result: Result) -> dict[str, Any]:
-    from luthier.training.log import peak_bytes
+    from luthier.training.memory import peak
 
     assert result.history is not None
     assert result.path is not None
-    sizes = {"trainable": result.trainable, "parameters": result.parameters, "memory_bytes": peak_bytes()}
+    sizes = {"trainable": result.trainable, "parameters": result.parameters, "memory_bytes": peak()}
     sizes["artefact_bytes"] = sum(path.stat().st_size for path in result.path.rglob("*") if path.is_file())
     return {**asdict(result.history), **sizes, "path": result.path.name}
 

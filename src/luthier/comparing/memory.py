@@ -8,47 +8,13 @@ does not tell its peaks, the process's.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from luthier.training.memory import begin, held, known, peak
 from luthier.training.paging import trim
 
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 MOMENTS = {"adamw": 2, "sgd": 1, "adafactor": 1}  # at most
-
-
-def known() -> bool:
-    """Whether peaks can be told and begun anew."""
-    return torch.cuda.is_available() or (STATUS.exists() and RESET.exists())
-
-
-def held() -> int:
-    """Bytes now."""
-    return sum(torch.cuda.memory_allocated(i) for i in devices()) if torch.cuda.is_available() else resident("VmRSS")
-
-
-def peak() -> int:
-    """The most bytes since `begin`."""
-    return sum(torch.cuda.max_memory_allocated(i) for i in devices()) if torch.cuda.is_available() else resident("VmHWM")
-
-
-def begin() -> None:
-    if torch.cuda.is_available():
-        for i in devices():
-            torch.cuda.reset_peak_memory_stats(i)
-    else:
-        RESET.write_text("5")
-
-
-def devices() -> range:
-    return range(torch.cuda.device_count())
-
-
-def resident(key: str) -> int:
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(key + ":"))
-    return int(line.split()[1]) * 1024
 
 
 @dataclass

@@ -128,30 +128,6 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def memory_bytes() -> int:
-    """What the process holds now (on Linux), or the peak; with CUDA the memory of the devices."""
-    import torch
-
-    if torch.cuda.is_available():
-        return sum(torch.cuda.memory_allocated(device) for device in range(torch.cuda.device_count()))
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return peak_bytes()
-
-
-def peak_bytes() -> int:
-    """The most that the process has held so far; with CUDA the devices' memory."""
-    import resource
-    import sys
-
-    import torch
-
-    if torch.cuda.is_available():
-        return sum(torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count()))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def _board(folder: Path, done: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from luthier.config import RunFailed
 from luthier.core.transformer import Net
-from luthier.training import checkpoint, lanes, optimizer, random
+from luthier.training import checkpoint, lanes, memory, optimizer, random
 from luthier.training import log as logs
 from luthier.training.precision import LossScale, lowered, settle
 from luthier.training.schedule import factor
@@ -154,7 +154,7 @@ class _Run:
         record.step += 1
         record.tokens += figures["tokens"]
         record.time_s += seconds
-        line = {"step": record.step, **figures, "tokens_per_s": figures["tokens"] / seconds, "memory_bytes": logs.memory_bytes()}
+        line = {"step": record.step, **figures, "tokens_per_s": figures["tokens"] / seconds, "memory_bytes": memory.held()}
         if "skipped" in figures:
             self.log.say(f"step {record.step}: the gradients overflow in fp16; skipped, the loss scale is now {figures['skipped']:g}")
         best = record.best
