@@ -26,7 +26,7 @@ LIBRARY_HEADS = {
     "tagging": ("tag", {"layers": 1}),
     "question_answering": ("spans", {"layers": 1, "num_labels": 2}),
 }
-NUMBER, NAMES, TABLE_OF = (int, float), (str, list), dict
+NUMBER, NAMES = (int, float), (str, list)
 # Of peft's settings what they must be, and for which of its types they must be there.
 SETTINGS: dict[str, tuple[type | tuple[type, ...], str, tuple[str, ...]]] = {
     "r": (int, "a whole number", ("LORA",)),
@@ -38,8 +38,8 @@ SETTINGS: dict[str, tuple[type | tuple[type, ...], str, tuple[str, ...]]] = {
     "exclude_modules": (NAMES, "a list of names or a pattern", ()),
     "modules_to_save": (list, "a list of names", ()),
     "layers_to_transform": ((int, list), "a list of layers", ()),
-    "rank_pattern": (TABLE_OF, "a table", ()),
-    "alpha_pattern": (TABLE_OF, "a table", ()),
+    "rank_pattern": (dict, "a table", ()),
+    "alpha_pattern": (dict, "a table", ()),
     "num_virtual_tokens": (int, "a whole number", ("PREFIX_TUNING", "PROMPT_TUNING")),
     "num_layers": (int, "a whole number", ("PREFIX_TUNING",)),
     "luthier": (dict, "the settings of a method", ()),
