@@ -137,6 +137,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "range without trials": ({"search": {"training.rate": {"low": 0.1, "high": 0.2}}}, "search has a range from low to high, so it needs trials"),
     "range": ({"search": {"training.rate": {"low": 0.3, "high": 0.2}, "trials": 2}}, "search.training.rate must be a list of values or {low: 1e-4"),
     "share": ({"search": {"training.rate": [0.1], "share": 2}}, "search.share=2: a share of the training rows, between 0 and 1"),
+    "searched seeds": ({"search": {"training.rate": [0.1, 0.2], "seeds": 9}}, "search.seeds: how many of the grid's"),
     "searched value": ({"search": {"training.rows": [1, "x"]}}, "training.rows must be a whole number or nothing, got 'x'"),
     "metric": ({"metric": "acuracy", "set": {"evaluation": ["perplexity"]}}, "metric: the run measures no 'acuracy'"),
     "search on": ({"search": {"training.rate": [0.1], "on": "bleu"}}, "search.on: the run measures no 'bleu'"),

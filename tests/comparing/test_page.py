@@ -29,7 +29,7 @@ def grid(tmp_path: Path) -> Path:
         EVIL: {"accuracy": 0.7, "memory": 2**28},
         "broken": {"error": f"no {EVIL}"},
     }
-    return write_grid(tmp_path / "g", methods, budget="2 trials")
+    return write_grid(tmp_path / "g", methods, budget={"trials": {"lora": 2, "probe": 2}, "on": "loss", "share": 0.1, "seeds": [0, 1]})
 
 
 def test_the_page_is_whole_and_takes_nothing_from_outside(grid: Path):
@@ -53,6 +53,7 @@ def test_every_part_is_there(grid: Path):
         assert words in read_back.text
     assert "★ rate 0.001: 0.4" in read_back.text
     assert "rate 0.01: failed" in read_back.text
+    assert "Trials of each method: 2; on 10 % of the training rows, seed 0, 1." in read_back.text
     assert "✕ broken, seeds 0, 1, 2" in read_back.text
     assert sum(attributes.get("class") == "chart" for _, attributes in read_back.tags) == 4
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from luthier.comparing import turns
 from luthier.comparing.grid import Cell, Grid
 from luthier.comparing.grid_file import read_grid
 from luthier.comparing.runner import compare
+from luthier.comparing.search import Search
 from luthier.config import RunFailed
 from luthier.objectives import _batch
 from luthier.run import Run, base, run
@@ -247,7 +249,7 @@ def test_a_search_takes_what_did_best_on_training_rows_it_held_out(tmp_path: Pat
     )
     found = compare(path)
     grid = json.loads((tmp_path / "grid" / "grid.json").read_text())
-    assert grid["budget"] == {"trials": {"lora": 2, "full": 2}, "on": "loss", "share": 0.2, "seed": 0}
+    assert grid["budget"] == {"trials": {"lora": 2, "full": 2}, "on": "loss", "share": 0.2, "seeds": [0]}
     for entry in grid["cells"]:
         assert [trial["point"] for trial in entry["trials"]] == [{"training.rate": 1e-4}, {"training.rate": 0.02}]
         best = min(entry["trials"], key=lambda trial: trial["loss"])
@@ -261,6 +263,25 @@ def test_a_search_takes_what_did_best_on_training_rows_it_held_out(tmp_path: Pat
     before = {each: each.stat().st_mtime_ns for each in (tmp_path / "grid").glob("*/*/result.json")}
     compare(path, resume=True)
     assert {each: each.stat().st_mtime_ns for each in before} == before
+
+
+def test_a_search_under_several_seeds_takes_what_is_best_on_average(tmp_path: Path) -> None:
+    search = {"training.rate": [1e-4, 0.02], "share": 0.2, "seeds": 2}
+    path = write_grid(tmp_path, methods={"lora": METHODS["lora"]}, search=search, seeds=[0, 1])
+    compare(path)
+    for entry in entries(path).values():
+        tried = [(trial["point"]["training.rate"], trial["seed"]) for trial in entry["trials"]]
+        assert tried == [(1e-4, 0), (1e-4, 1), (0.02, 0), (0.02, 1)]
+        runs = [yaml.safe_load((tmp_path / "grid" / trial["folder"] / "config.yaml").read_text()) for trial in entry["trials"]]
+        assert [(run["training"]["rate"], run["seed"]) for run in runs] == tried
+        assert len({trial["loss"] for trial in entry["trials"]}) == 4
+    grid, (cell, _) = read_grid(path)
+    told = Search(grid, cell, tmp_path)
+    told.next()
+    for losses, chosen in [((0.5, 0.5, 0.1, 1.0), 0.0001), ((0.5, 0.5, 0.1, 0.7), 0.02), ((0.5, 0.5, 0.1, math.nan), 0.0001)]:
+        for trial, loss in zip(told.trials, losses, strict=True):
+            trial["loss"] = loss
+        assert told.chosen == {"training.rate": chosen}
 
 
 def test_more_points_than_trials_are_sampled_alike_for_every_method(tmp_path: Path) -> None:
@@ -286,16 +307,16 @@ def test_a_search_over_a_range_asks_for_optuna(tmp_path: Path) -> None:
         compare(path)
 
 
-def test_a_search_over_a_range_goes_from_trial_to_trial(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_search_over_a_range_goes_from_trial_to_trial(tmp_path: Path, seeds: int) -> None:
     pytest.importorskip("optuna", reason="optuna is not installed")
-    path = write_grid(
-        tmp_path, methods={"lora": METHODS["lora"]}, search={"training.rate": {"low": 1e-4, "high": 1e-2, "log": True}, "trials": 3}
-    )
-    compare(path)
-    (entry,) = entries(path).values()
+    search = {"training.rate": {"low": 1e-4, "high": 1e-2, "log": True}, "trials": 3, "seeds": seeds}
+    compare(path := write_grid(tmp_path, methods={"lora": METHODS["lora"]}, search=search, seeds=[0, 1]))
+    entry = next(iter(entries(path).values()))
     rates = [trial["point"]["training.rate"] for trial in entry["trials"]]
-    assert len(set(rates)) == 3 and all(1e-4 <= rate <= 1e-2 for rate in rates)
-    assert entry["chosen"] == min(entry["trials"], key=lambda trial: trial["loss"])["point"]
+    assert len(rates) == 3 * seeds and len(set(rates)) == 3 and all(1e-4 <= rate <= 1e-2 for rate in rates)
+    losses = {rate: sum(t["loss"] for t in entry["trials"] if t["point"]["training.rate"] == rate) for rate in rates}
+    assert entry["chosen"] == {"training.rate": min(losses, key=losses.__getitem__)}
 
 
 # Elsewhere

@@ -39,7 +39,7 @@ class Grid:
     set: dict[str, Any] = field(default_factory=dict)  # run keys on top of it
     seeds: tuple[int, ...] = (0,)
     vary: dict[str, Any] = field(default_factory=dict)  # further axes: a run's key -> its values
-    search: dict[str, Any] = field(default_factory=dict)  # a run's key -> values, or {low, high, log}; trials, on, share
+    search: dict[str, Any] = field(default_factory=dict)  # a run's key -> values, or {low, high, log}; trials, on, share, seeds
     metric: str = ""  # what the table is sorted and tested by; the first measure, else loss
     workers: int = 1  # processes
     ray: bool = False  # cells as tasks of a Ray cluster (pip install luthier[ray])
@@ -204,4 +204,4 @@ def metric_of(grid: Grid, run: "Run") -> str:
 
 def searched(grid: Grid) -> dict[str, Any]:
     """The axes of the search."""
-    return {key: value for key, value in grid.search.items() if key not in ("trials", "on", "share")}
+    return {key: value for key, value in grid.search.items() if key not in ("trials", "on", "share", "seeds")}

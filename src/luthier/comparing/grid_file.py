@@ -157,6 +157,11 @@ def search_mistakes(grid: Grid) -> Iterator[Mistake]:
         yield Mistake(("search",), "search has a range from low to high, so it needs trials: how many values each method may try")
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
         yield Mistake(("search", "share"), f"search.share={share}: a share of the training rows, between 0 and 1")
+    seeds = grid.search.get("seeds", 1)
+    if not isinstance(seeds, int) or isinstance(seeds, bool) or not 1 <= seeds <= len(grid.seeds):
+        yield Mistake(
+            ("search", "seeds"), f"search.seeds: how many of the grid's {len(grid.seeds)} seeds a point is tried under, not {show(seeds)}"
+        )
 
 
 def to_check(grid: Grid, document: Document, base: Document) -> Iterator[Document]:

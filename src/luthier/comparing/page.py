@@ -66,9 +66,9 @@ def page(found: Comparison, name: str) -> str:
         by_memory=by_memory(found),
         training=charts.curves(found, "loss", style),
         held_out=charts.curves(found, "held_out", style),
+        budget=spent(found.budget),
         classes=by_class(found, keys),
         searches=searches(found, keys),
-        budget=found.budget if isinstance(found.budget, str) else "",
         failures=table.failures(found),
         waiting=", ".join(found.waiting),
     )
@@ -205,8 +205,19 @@ def searches(found: Comparison, keys: Mapping[str, Any]) -> list[dict[str, Any]]
     return made
 
 
+def spent(budget: Any) -> str:
+    """What grid.json says of a search, in words."""
+    if not isinstance(budget, Mapping) or not isinstance(budget.get("trials"), Mapping):
+        return ""
+    counts = sorted(set(budget["trials"].values()))
+    told = f"Trials of each method: {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}" if counts else ""
+    seeds = ", ".join(map(str, budget.get("seeds") or [budget.get("seed", 0)]))
+    return sentence(f"{told}; on {table.share_text(budget.get('share'))} of the training rows, seed {seeds}") if told else ""
+
+
 def point(trial: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key.rpartition('.')[2]} {word(value)}" for key, value in (trial.get("point") or {}).items())
+    seed = {"seed": trial["seed"]} if trial.get("seed") is not None else {}
+    return ", ".join(f"{key.rpartition('.')[2]} {word(value)}" for key, value in ((trial.get("point") or {}) | seed).items())
 
 
 def loss(trial: Mapping[str, Any]) -> str:

@@ -255,7 +255,7 @@ right.{% if classes.left_out %} {{ classes.left_out }} rarer ones are left out.{
 {% endif %}
 {% if searches %}
 <h2>Search</h2>
-<p>What each method tried, with the loss on validation rows; ★ was chosen.{% if budget %} Budget: {{ budget }}.{% endif %}</p>
+<p>What each method tried, with the loss on validation rows; ★ was chosen. {{ budget }}</p>
 <div class="panel heat">
 <table><tbody>
 {% for search in searches %}

@@ -2,6 +2,7 @@
 
 The rows are a part of the training rows (data.validation); the held-out rows are never looked at. Lists are gone through whole, or sampled
 where there are more points than trials; a range from low to high is searched by optuna's tree of Parzen estimators, from trial to trial.
+One seed cannot tell a good rate from one that was lucky: under search.seeds of the grid's seeds the mean decides.
 """
 
 import json
@@ -21,7 +22,7 @@ Point = dict[str, Any]
 
 
 class Search:
-    """The trials of one method at one point of the grid, with the first seed. cell: the one of that seed."""
+    """The trials of one method at one point of the grid, point by point, under the first seeds. cell: the one of the first seed."""
 
     def __init__(self, grid: Grid, cell: Cell, folder: Path):
         self.grid, self.cell, self.folder = grid, cell, folder
@@ -29,13 +30,16 @@ class Search:
         self.on, self.share = grid.search.get("on", "loss"), float(grid.search.get("share", SHARE))
         self.ranges = any(isinstance(values, Mapping) for values in self.axes.values())
         self.points = [] if self.ranges else listed(self.axes, grid.search.get("trials"))
+        self.seeds = grid.seeds[: grid.search.get("seeds", 1)]
         self.trials: list[dict[str, Any]] = []
+        self.over: set[int] = set()
         self.study = study(self.on) if self.ranges and self.axes else None
 
     @property
     def count(self) -> int:
         """How many trials there are in all; one is none, for there is nothing to choose."""
-        return int(self.grid.search["trials"]) if self.study is not None else len(self.points) if len(self.points) > 1 else 0
+        points = int(self.grid.search["trials"]) if self.study is not None else len(self.points) if len(self.points) > 1 else 0
+        return points * len(self.seeds)
 
     def next(self) -> list[tuple[str, Run]]:
         """Trials that can be run now, by name: of lists all, of ranges one, for the next follows from it; none when they are over."""
@@ -43,24 +47,32 @@ class Search:
             return []
         points = [ask(self.study, self.axes)] if self.study is not None else self.points
         found = []
-        for point in points:
+        for point, seed in product(points, self.seeds):
             name = f"{self.cell.name}-trial{len(self.trials)}"
-            self.trials.append({"point": point, "loss": None, "folder": f"trials/{name}"})
-            settings = {"output": str(self.folder / "trials" / name), "data.validation": self.share}
+            self.trials.append({"point": point, "seed": seed, "loss": None, "folder": f"trials/{name}"})
+            settings = {"output": str(self.folder / "trials" / name), "data.validation": self.share, "seed": seed}
             found.append((name, built(self.cell.document, point | settings)))
         return found
 
     def told(self, name: str, error: str | None) -> None:
         """A trial is over."""
-        trial = next(each for each in self.trials if each["folder"] == f"trials/{name}")
+        index, trial = next((i, each) for i, each in enumerate(self.trials) if each["folder"] == f"trials/{name}")
         figures = read_json(self.folder / "trials" / name / RESULT, {}).get("after") or {}
         trial["loss"] = figures.get("loss") if error is None else None
         if self.on != "loss":
             trial[self.on] = figures.get(self.on) if error is None else None
         if error is not None:
             trial["error"] = error
-        if self.study is not None:
-            tell(self.study, self.trials.index(trial), trial.get(self.on))
+        self.over.add(index)
+        number = index // len(self.seeds)
+        if self.study is not None and self.over.issuperset(range(number * len(self.seeds), (number + 1) * len(self.seeds))):
+            tell(self.study, number, self.figure(number))
+
+    def figure(self, number: int) -> float | None:
+        """What the trials of a point score on average; None where one of them failed or is not over."""
+        found = [trial.get(self.on) for trial in self.trials[number * len(self.seeds) : (number + 1) * len(self.seeds)]]
+        good = [value for value in found if isinstance(value, int | float) and math.isfinite(value)]
+        return sum(good) / len(good) if good and len(good) == len(found) else None
 
     @property
     def chosen(self) -> Point | None:
@@ -68,8 +80,9 @@ class Search:
         if self.study is None and not self.count:
             return self.points[0] if self.points else {}
         sign = 1 if self.on in FALLS else -1
-        done = [trial for trial in self.trials if isinstance(trial.get(self.on), int | float) and math.isfinite(trial[self.on])]
-        return min(done, key=lambda trial: sign * trial[self.on])["point"] if done else None
+        figures = [(number, self.figure(number)) for number in range(len(self.trials) // len(self.seeds))]
+        done = [(sign * value, number) for number, value in figures if value is not None]
+        return self.trials[min(done)[1] * len(self.seeds)]["point"] if done else None
 
 
 def listed(axes: Mapping[str, Sequence[Any]], trials: int | None) -> list[Point]:
@@ -123,4 +136,4 @@ def budget(searches: Iterable[Search], grid: Grid) -> dict[str, Any] | None:
     if not counts:
         return None
     share = float(grid.search.get("share", SHARE))
-    return {"trials": counts, "on": grid.search.get("on", "loss"), "share": share, "seed": grid.seeds[0]}
+    return {"trials": counts, "on": grid.search.get("on", "loss"), "share": share, "seeds": list(grid.seeds[: grid.search.get("seeds", 1)])}
