@@ -7,6 +7,7 @@ from typing import Any
 
 from luthier.comparing.read import Outcome
 from luthier.comparing.summary import Comparison, Method
+from luthier.comparing.table import cut
 from luthier.report import count, points, smoothed, ticks
 
 WIDTH, HEIGHT = 520.0, 330.0
@@ -133,7 +134,7 @@ def place_labels(drawn: list[dict[str, Any]]) -> None:
     """Beside each point, where there is room: right, left, above, below, then further off."""
     taken = [(each["x"] - 7, each["y"] - 7, each["x"] + 7, each["y"] + 7) for each in drawn]
     for each in drawn:
-        text = each["name"] if len(each["name"]) <= 22 else each["name"][:21] + "…"
+        text = cut(each["name"], 22)
         wide, x, y = LETTER * len(text), each["x"], each["y"]
         near = [(x + 10, y + 4, "start"), (x - 10, y + 4, "end"), (x, y - 11, "middle"), (x, y + 19, "middle")]
         far = [
@@ -189,7 +190,7 @@ def curves(found: Comparison, key: str, style: dict[str, Look]) -> dict[str, Any
         told = f"{name}: {middle[-1][1]:.4f} after {middle[-1][0]:,.0f} steps"
         drawn.append({"name": name, "seeds": seeds, "mean": path(places), "marks": marks, "end": places[-1], "told": told})
     for each, y in zip(drawn, apart([each["end"][1] for each in drawn], 14, TOP, BOTTOM - 6), strict=True):
-        text = each["name"] if len(each["name"]) <= 18 else each["name"][:17] + "…"
+        text = cut(each["name"], 18)
         each["label"] = (text, each["end"][0] + 12, y + 4, round(y, 1))
     marks = [mark for mark in across.marks(5) if mark == int(mark)]
     steps = [(across.place(mark), count(mark) if mark >= 1e4 else f"{mark:,.0f}") for mark in marks]

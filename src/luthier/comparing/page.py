@@ -117,7 +117,8 @@ def verdict(found: Comparison) -> tuple[str, str]:
 
 
 def about(found: Comparison) -> str:
-    order = [f"sorted by {table.words(found.metric)}, the {'highest' if found.rises else 'lowest'} first"] if found.metric else []
+    tasks = "" if found.first else "task by task, "
+    order = [f"{tasks}sorted by {table.words(found.metric)}, the {'highest' if found.rises else 'lowest'} first"] if found.metric else []
     return sentence("; ".join([*order, *table.legend(found)]))
 
 
