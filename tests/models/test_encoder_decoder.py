@@ -266,7 +266,7 @@ def test_recomputation_and_fusing_change_nothing(kind):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("kind", ["marian", "t5_gated"])
+@pytest.mark.parametrize("kind", ["marian", pytest.param("t5_gated", marks=pytest.mark.slow)])
 def test_a_net_is_one_graph_with_equal_logits_and_gradients(kind):
     net = ours(kind, reference(kind))
     ids, decoder_ids = pair(2, 30, 20)
