@@ -275,6 +275,9 @@ def test_a_search_under_several_seeds_takes_what_is_best_on_average(tmp_path: Pa
         runs = [yaml.safe_load((tmp_path / "grid" / trial["folder"] / "config.yaml").read_text()) for trial in entry["trials"]]
         assert [(run["training"]["rate"], run["seed"]) for run in runs] == tried
         assert len({trial["loss"] for trial in entry["trials"]}) == 4
+    assert sorted(each.name for each in (tmp_path / "grid" / "trials").iterdir()) == [
+        f"lora-seed0-trial{number}{beside}" for number in (0, 1) for beside in ("", "-seed1")
+    ]
     grid, (cell, _) = read_grid(path)
     told = Search(grid, cell, tmp_path)
     told.next()

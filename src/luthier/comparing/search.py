@@ -48,7 +48,8 @@ class Search:
         points = [ask(self.study, self.axes)] if self.study is not None else self.points
         found = []
         for point, seed in product(points, self.seeds):
-            name = f"{self.cell.name}-trial{len(self.trials)}"
+            number, beside = len(self.trials) // len(self.seeds), "" if seed == self.cell.seed else f"-seed{seed}"
+            name = f"{self.cell.name}-trial{number}{beside}"  # so that seeds can be added to a search that is done
             self.trials.append({"point": point, "seed": seed, "loss": None, "folder": f"trials/{name}"})
             settings = {"output": str(self.folder / "trials" / name), "data.validation": self.share, "seed": seed}
             found.append((name, built(self.cell.document, point | settings)))
