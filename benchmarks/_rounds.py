@@ -52,7 +52,10 @@ def serve(ready: dict[str, Any], work: Callable[[], dict[str, Any]]) -> None:
 
 
 def peak_bytes() -> int:
-    """The largest resident memory of this process so far. Not getrusage's, which begins with that of the process that started this one."""
+    """The largest resident memory of this process so far. Not getrusage's, which begins with that of the process that started this one.
+
+    luthier.training.memory tells the same; the peers' sides import nothing of ours.
+    """
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -190,7 +190,7 @@ def ours_of(
     run = {"model": made["model"], "data": data, "objective": "chat", "training": training}
     file = output.with_suffix(".yaml")
     file.write_text(yaml.safe_dump({"output": str(output), "run": run, "methods": methods, "latency": False}))
-    code = "import sys; from luthier.cli.main import app; from benchmarks._rounds import peak_bytes; app(standalone_mode=False); print(peak_bytes())"
+    code = "from luthier.cli.main import app; from benchmarks._rounds import peak_bytes; app(standalone_mode=False); print(peak_bytes())"
     command = [sys.executable, "-c", code, "compare", str(file)]
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
     told = process.stdout.read().split() if process.stdout else []

@@ -133,14 +133,13 @@ def columns(found: Comparison) -> list[table.Column]:
 
 def rows(found: Comparison, keys: Mapping[str, Any]) -> list[dict[str, Any]]:
     kept, drawn = columns(found), charts.intervals(found)
+    best = found.methods[0] if found.methods and found.metric and found.first else None
     made = []
-    for i, each in enumerate(found.methods):
+    for each in found.methods:
         cells = []
         for column in kept:
             tested = column.short.startswith("vs ") and each.against is not None
-            sign, mark = (
-                judged(each, found) if tested else ("", "best" if i == 0 and column is kept[0] and found.metric and found.first else "")
-            )
+            sign, mark = judged(each, found) if tested else ("", "best" if each is best and column is kept[0] else "")
             interval = drawn.get(each.name) if tested else None
             text = column.text(each)
             told, small = text not in (table.NONE, ""), table.share_text(each.share) if column.short == "trained" and each.share else ""

@@ -135,7 +135,8 @@ def read_grid(folder: Path) -> Found:
     cells, waiting, axes = [], [], {}
     for each in listed:
         for key, value in (each.get("point") or {}).items():
-            axes.setdefault(key, []).extend([] if value in axes.get(key, ()) else [value])
+            if value not in axes.setdefault(key, []):
+                axes[key].append(value)
     for each in listed:
         point = {key: label(value, axes[key]) for key, value in (each.get("point") or {}).items()}
         names = {"method": str(each["method"]), "seed": each.get("seed"), "point": point}

@@ -30,9 +30,8 @@ class Search:
         self.on, self.share = grid.search.get("on", "loss"), float(grid.search.get("share", SHARE))
         self.ranges = any(isinstance(values, Mapping) for values in self.axes.values())
         self.points = [] if self.ranges else listed(self.axes, grid.search.get("trials"))
-        self.seeds = grid.seeds[: grid.search.get("seeds", 1)]
+        self.seeds = seeds_of(grid)
         self.trials: list[dict[str, Any]] = []
-        self.over: set[int] = set()
         self.study = study(self.on) if self.ranges and self.axes else None
 
     @property
@@ -45,7 +44,11 @@ class Search:
         """Trials that can be run now, by name: of lists all, of ranges one, for the next follows from it; none when they are over."""
         if len(self.trials) >= self.count:
             return []
-        points = [ask(self.study, self.axes)] if self.study is not None else self.points
+        points = self.points
+        if self.study is not None:
+            if tried := len(self.trials) // len(self.seeds):  # all of them are over
+                tell(self.study, tried - 1, self.figure(tried - 1))
+            points = [ask(self.study, self.axes)]
         found = []
         for point, seed in product(points, self.seeds):
             number, beside = len(self.trials) // len(self.seeds), "" if seed == self.cell.seed else f"-seed{seed}"
@@ -57,17 +60,13 @@ class Search:
 
     def told(self, name: str, error: str | None) -> None:
         """A trial is over."""
-        index, trial = next((i, each) for i, each in enumerate(self.trials) if each["folder"] == f"trials/{name}")
+        trial = next(each for each in self.trials if each["folder"] == f"trials/{name}")
         figures = read_json(self.folder / "trials" / name / RESULT, {}).get("after") or {}
         trial["loss"] = figures.get("loss") if error is None else None
         if self.on != "loss":
             trial[self.on] = figures.get(self.on) if error is None else None
         if error is not None:
             trial["error"] = error
-        self.over.add(index)
-        number = index // len(self.seeds)
-        if self.study is not None and self.over.issuperset(range(number * len(self.seeds), (number + 1) * len(self.seeds))):
-            tell(self.study, number, self.figure(number))
 
     def figure(self, number: int) -> float | None:
         """What the trials of a point score on average; None where one of them failed or is not over."""
@@ -84,6 +83,11 @@ class Search:
         figures = [(number, self.figure(number)) for number in range(len(self.trials) // len(self.seeds))]
         done = [(sign * value, number) for number, value in figures if value is not None]
         return self.trials[min(done)[1] * len(self.seeds)]["point"] if done else None
+
+
+def seeds_of(grid: Grid) -> tuple[int, ...]:
+    """Those that a point is tried under."""
+    return tuple(grid.seeds[: grid.search.get("seeds", 1)])
 
 
 def listed(axes: Mapping[str, Sequence[Any]], trials: int | None) -> list[Point]:
@@ -137,4 +141,4 @@ def budget(searches: Iterable[Search], grid: Grid) -> dict[str, Any] | None:
     if not counts:
         return None
     share = float(grid.search.get("share", SHARE))
-    return {"trials": counts, "on": grid.search.get("on", "loss"), "share": share, "seeds": list(grid.seeds[: grid.search.get("seeds", 1)])}
+    return {"trials": counts, "on": grid.search.get("on", "loss"), "share": share, "seeds": list(seeds_of(grid))}

@@ -59,7 +59,7 @@ def checked(config: dict[str, Any], path: Path) -> dict[str, Any]:
     if "luthier" in config and config["luthier"] is None:
         wrong.append("luthier must be the settings of a method, not null")
     if wrong:
-        raise ValueError(f"{path}: {'; '.join(wrong)}. Save the adapter anew, or take its {CONFIG} from where it was made")
+        raise ValueError(f"{path}: {'; '.join(wrong)}. Save the adapter anew, or take its {path.name} from where it was made")
     return config
 
 
@@ -71,7 +71,8 @@ class Folder:
         fusion = (path / LIBRARY_FUSION).is_file() and not (path / CONFIG).is_file()
         if not fusion and not (path / CONFIG).is_file():
             raise FileNotFoundError(f"{path}: no {CONFIG}; an adapter is a folder with {CONFIG} and {WEIGHTS}")
-        self.config = checked(read_json(path / (LIBRARY_FUSION if fusion else CONFIG)), path / CONFIG)
+        file = path / (LIBRARY_FUSION if fusion else CONFIG)
+        self.config = checked(read_json(file), file)
         self.library = "peft_type" not in self.config and isinstance(self.config.get("config"), dict)
         weights = [FUSION_WEIGHTS if fusion else LIBRARY_WEIGHTS if self.library else WEIGHTS]
         self.head = read_json(path / LIBRARY_HEAD) if self.library and (path / LIBRARY_HEAD).is_file() else {}
